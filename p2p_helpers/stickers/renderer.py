@@ -26,6 +26,7 @@ class Picture:
 
     image: np.ndarray    # uint8 (size, size, 3), RGB
     masks: np.ndarray    # bool (number of things, size, size): what one sees of each thing
+    centers: np.ndarray  # float32 (number of single objects, 2): x, y of the middle of each as fractions of the side
 
 
 @dataclass(frozen=True)
@@ -52,17 +53,18 @@ def render(scene: Scene, size: int = 128) -> Picture:
     """
     _check_size(size)
     pixels = draw_background(_place(scene), scene.time, _horizon(scene), scene.seed, size)
-    masks = np.zeros((len(scene.things), size, size), bool)
+    masks, centers = np.zeros((len(scene.things), size, size), bool), []
     for index, layer, shade in _layers(scene, size):
         pixels = pixels * (1 - shade[..., None])
         alpha = layer[..., 3:]
         pixels = pixels * (1 - alpha) + grade(layer[..., :3], scene.time)
         visible = alpha[..., 0] > .5
+        centers.append([(along.mean() + .5) / size for along in np.nonzero(visible)[::-1]])
         masks &= ~visible
         masks[index] |= visible
     pixels = apply_weather(pixels, scene.time, scene.strength, scene.seed)
     image = apply_style(np.clip(pixels + .5, 0, 255).astype(np.uint8), scene.style, scene.seed)
-    return Picture(image, masks)
+    return Picture(image, masks, np.float32(centers))
 
 
 def changed_mask(before: Scene, after: Scene, size: int = 128) -> np.ndarray:

@@ -1,0 +1,64 @@
+"""Whether a picture shows what its scene says, by the oracle's reading."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from .oracle import Reading, Seen
+from .scenes import RELATIONS, Scene
+
+__all__ = ["agreement", "share"]
+
+
+def agreement(reading: Reading, scene: Scene) -> dict[str, bool]:
+    """Compare a reading with a scene; only what the scene says and a picture can tell is asked.
+
+    Returns
+    -------
+    dict
+        Some of ``object`` (one kind of thing: the right one is seen), ``pair`` (two things: both are), ``count``,
+        ``colour`` (every coloured thing has its colour), ``binding`` (the same, for two coloured things),
+        ``position``, ``place``, ``time``, ``style``.
+    """
+    seen = _strongest(reading, sum(thing.count for thing in scene.things))
+    by_kind = {kind: [s for s in seen if s.kind == kind] for kind in {thing.kind for thing in scene.things}}
+    found = _found(by_kind, scene)
+    answers = {"object" if len(scene.things) == 1 else "pair": found, "style": reading.style == (scene.style or "photo")}
+    colored = [thing for thing in scene.things if thing.color]
+    if colored and scene.style != "pencil sketch":
+        right = all(any(s.color == thing.color for s in by_kind[thing.kind] or seen[:len(scene.things) == 1])
+                    for thing in colored)
+        answers["colour"] = right
+        if len(colored) == 2:
+            answers["binding"] = right and found
+    if scene.place:
+        answers["place"] = reading.place == scene.place
+    if scene.time:
+        answers["time"] = reading.time == scene.time
+    if scene.relation:
+        answers["position"] = found and _in_order(by_kind, scene)
+    if len(scene.things) == 1:
+        answers["count"] = len(reading.things) == scene.things[0].count
+    return answers
+
+
+def share(answers: list[dict[str, bool]], name: str) -> tuple[float, int]:
+    """Return the percentage of `name` that is right among those asked, and how many were."""
+    asked = [answer[name] for answer in answers if name in answer]
+    return (100 * sum(asked) / len(asked) if asked else float("nan")), len(asked)
+
+
+def _strongest(reading: Reading, number: int) -> list[Seen]:
+    return sorted(reading.things, key=lambda seen: -seen.score)[:number]
+
+
+def _found(by_kind: dict[str, list[Seen]], scene: Scene) -> bool:
+    if len(scene.things) == 1:
+        return bool(by_kind[scene.things[0].kind])
+    wanted = Counter(thing.kind for thing in scene.things)
+    return all(len(by_kind[kind]) >= number for kind, number in wanted.items())
+
+
+def _in_order(by_kind: dict[str, list[Seen]], scene: Scene) -> bool:
+    first, second = (by_kind[thing.kind][0].center[0] for thing in scene.things)
+    return scene.things[0].kind == scene.things[1].kind or (first < second) == (scene.relation == RELATIONS[0])
