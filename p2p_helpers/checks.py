@@ -9,6 +9,8 @@ import numpy as np
 
 __all__ = ["check", "check_function", "equal"]
 
+NOT_ATTEMPTED = "not attempted yet"
+
 
 def check(name: str, attempt: Any, expected: Any, *, hint: str = "", tolerance: float = 1e-4) -> bool:
     """Compare a learner's answer with the right one, print the verdict and return whether it is right.
@@ -28,7 +30,7 @@ def check(name: str, attempt: Any, expected: Any, *, hint: str = "", tolerance: 
     if callable(attempt):
         return check_function(name, attempt, [((), expected)], hint=hint, tolerance=tolerance)
     if attempt is None or attempt is Ellipsis:
-        return _verdict(name, "not attempted yet")
+        return _verdict(name, NOT_ATTEMPTED)
     return _verdict(name, _first_difference(attempt, expected, tolerance), hint)
 
 
@@ -42,18 +44,18 @@ def check_function(name: str, function: Callable | None, cases: Sequence[tuple[t
         `arguments` is a tuple, `expected` what the function should return for them.
     """
     if function is None or function is Ellipsis:
-        return _verdict(name, "not attempted yet")
+        return _verdict(name, NOT_ATTEMPTED)
     if not callable(function):
         return _verdict(name, f"a function was expected, this is a {type(function).__name__}", hint)
     for arguments, expected in cases:
         try:
             result = function(*arguments)
         except NotImplementedError:
-            return _verdict(name, "not attempted yet")
+            return _verdict(name, NOT_ATTEMPTED)
         except Exception as error:
             return _verdict(name, f"{_call(function, arguments)} raised {_where(error)}", hint)
         if result is None or result is Ellipsis:
-            return _verdict(name, "not attempted yet")
+            return _verdict(name, NOT_ATTEMPTED)
         difference = _first_difference(result, expected, tolerance)
         if difference:
             return _verdict(name, f"{_call(function, arguments)}: {difference}", hint)
@@ -79,9 +81,8 @@ def _verdict(name: str, problem: str | None, hint: str = "") -> bool:
     if problem is None:
         print(f"{name}: passed")
         return True
-    attempted = problem != "not attempted yet"
-    print(f"{name}: " + (f"not right yet: {problem}" if attempted else problem))
-    if attempted and hint:
+    print(f"{name}: {problem}" if problem == NOT_ATTEMPTED else f"{name}: not right yet: {problem}")
+    if hint:
         print(f"  Hint: {hint}")
     return False
 

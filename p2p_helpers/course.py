@@ -19,7 +19,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["CELL_SECONDS", "KERNEL_ENVIRONMENT", "badges", "describe", "execute", "notebook_paths", "page",
+__all__ = ["CELL_SECONDS", "KERNEL_ENVIRONMENT", "badges", "bootstrap", "describe", "execute", "notebook_paths", "page",
            "repository_url", "run"]
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,6 +84,16 @@ def badges(name: str, url: str, branch: str = "main") -> str:
     }
     return "\n".join(f"[![Open in {place}](https://img.shields.io/badge/open_in-{place}-orange)]({target})"
                      for place, target in targets.items())
+
+
+def bootstrap(url: str) -> str:
+    """Code of the cell that fetches the course on a hosted platform, and does nothing in a checkout."""
+    return f"""\
+import importlib.util, subprocess, sys
+
+if importlib.util.find_spec("p2p_helpers") is None:  # on Colab, Kaggle, ModelArts: fetch the course once
+    source = "git+{url}"
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", source], check=True)"""
 
 
 def execute(notebook, folder: Path, on_cell=None) -> None:
@@ -240,7 +250,7 @@ def make_pages(paths: list[Path], out: Path) -> list[Entry]:
 
 
 def store_outputs(paths: list[Path]) -> list[Entry]:
-    """Run notebooks and store their outputs and badges in place; one that fails keeps what it had."""
+    """Run notebooks and store their outputs, badges and bootstrap cells in place; one that fails keeps what it had."""
     import nbformat
 
     url = repository_url()
@@ -251,6 +261,8 @@ def store_outputs(paths: list[Path]) -> list[Entry]:
         for cell in notebook.cells:
             if "badges" in cell.metadata.get("tags", []):
                 cell.source = badges(path.name, url)
+            if "bootstrap" in cell.metadata.get("tags", []):
+                cell.source = bootstrap(url)
         write(path, nbformat.writes(notebook) + "\n")
 
     return run(paths, store)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from .images import to_array
 
-__all__ = ["row", "grid", "contact_sheet", "overlay", "heatmap", "curve", "show", "COLORS"]
+__all__ = ["row", "grid", "contact_sheet", "overlay", "heatmap", "curve", "show", "png", "COLORS"]
 
 DPI = 100
 TILE = 256              # pixels that the longer side of a picture is brought near

@@ -95,8 +95,7 @@ def test_equal_prints_one_stable_line(capsys):
 
 
 def test_equal_says_what_to_read_again(capsys):
-    with pytest.raises(AssertionError, match=r"guidance by hand and guide\(\) do not agree: 1 instead of 2 at \[1\]"
-                                             r".*"
+    with pytest.raises(AssertionError, match=r"by hand and guide\(\) do not agree: 1 instead of 2 at \[1\] .*"
                                              r"Re-read the cells above that compute guidance by hand"):
         equal([1, 1], [1, 2], 1e-6, "guidance by hand and guide()")
     assert capsys.readouterr().out == ""

@@ -3,6 +3,7 @@
 file        notebooks/NN_name.ipynb, at most 500 KB, stored by `make notebooks` (which also writes the badges)
 cell 1      markdown, cell tag `badges`; leave it to `make notebooks` to fill
 cell 2      markdown: `# NN · Title`, a blank line, the promise in one sentence. The only H1.
+code 1      the first code cell of `## Setup`, tag `bootstrap`; leave it to `make notebooks` to fill
 H2          `## What you will learn` (3-5 verbs as a list, hardware, "NN minutes"), `## Setup`,
             `## The idea` (an equation between $$), `## By hand`, then topic sections with any names, then
             `## What breaks`, `## Knobs`, `## Exercises`, `## Summary`, `## References` (arXiv:NNNN.NNNNN),
@@ -130,6 +131,12 @@ def test_badges(path):
     first = read(path).cells[0]
     assert first.cell_type == "markdown" and "badges" in tags(first)
     assert first.source == course.badges(path.name, course.repository_url())
+
+
+def test_bootstrap(path):
+    found = [cell.source for cell in code(path) if "bootstrap" in tags(cell)]
+    assert found == [course.bootstrap(course.repository_url())]
+    assert code(path)[0].source == found[0]
 
 
 def test_title_and_promise(path):

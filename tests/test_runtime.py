@@ -158,6 +158,21 @@ def test_atomic_folder_replaces_only_on_success(tmp_path):
     assert os.listdir(target) == ["second"] and os.listdir(tmp_path) == ["model"]
 
 
+def test_atomic_folder_puts_the_old_one_back_when_moving_fails(tmp_path, monkeypatch):
+    target, replace = tmp_path / "model", os.replace
+    with atomic_folder(target) as new:
+        (new / "first").write_text("first")
+
+    def fail_for_new(source, destination):
+        if source.name == "new":
+            raise PermissionError(13, "in use")
+        replace(source, destination)
+    monkeypatch.setattr(os, "replace", fail_for_new)
+    with pytest.raises(PermissionError, match="cannot write 'model'"), atomic_folder(target):
+        pass
+    assert os.listdir(target) == ["first"] and os.listdir(tmp_path) == ["model"]
+
+
 @pytest.fixture
 def unwritable(tmp_path):
     """A folder that this process may not write to, also when it runs as root."""

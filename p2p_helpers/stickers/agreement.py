@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
-from .oracle import Reading, Seen
+from .captions import parse
+from .oracle import Reading, Seen, read
 from .scenes import RELATIONS, Scene
 
-__all__ = ["agreement", "share"]
+__all__ = ["agreement", "knows", "score", "share"]
+
+QUESTIONS = ("object", "pair", "count", "colour", "binding", "position", "place", "time", "style")
 
 
 def agreement(reading: Reading, scene: Scene) -> dict[str, bool]:
@@ -46,6 +50,36 @@ def share(answers: list[dict[str, bool]], name: str) -> tuple[float, int]:
     """Return the percentage of `name` that is right among those asked, and how many were."""
     asked = [answer[name] for answer in answers if name in answer]
     return (100 * sum(asked) / len(asked) if asked else float("nan")), len(asked)
+
+
+def knows(pipe) -> bool:
+    """Whether a pipeline draws Sticker World, so that the oracle can read its pictures."""
+    return (Path(pipe.config._name_or_path) / "card.json").exists()
+
+
+def score(pipe, images, prompts) -> dict[str, float]:
+    """Return by question the percentage of prompts that the oracle sees obeyed.
+
+    Parameters
+    ----------
+    pipe : the pipeline that made the images.
+    images : list of pictures.
+    prompts : str or list of str
+        One for each picture, or one for all.
+
+    Returns
+    -------
+    dict
+        Of the questions (see `agreement`) that at least one prompt asks; all are nan for a model that does not
+        draw Sticker World, whose pictures the oracle does not know.
+    """
+    prompts = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
+    if len(prompts) != len(images):
+        raise ValueError(f"prompts: {len(prompts)} for {len(images)} images; give one for each, or one for all")
+    if not knows(pipe):
+        return dict.fromkeys(QUESTIONS, float("nan"))
+    answers = [agreement(reading, parse(prompt)) for reading, prompt in zip(read(images), prompts)]
+    return {name: share(answers, name)[0] for name in QUESTIONS if share(answers, name)[1]}
 
 
 def _strongest(reading: Reading, number: int) -> list[Seen]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..images import to_pil, to_tensor
+from ..images import save_image, to_pil, to_tensor
 from ..metrics import mask_iou, psnr
 from ..models import load
 from ..runtime import atomic_write, data_dir
@@ -26,6 +26,7 @@ from .oracle import read
 from .renderer import render
 from .scenes import COLORS, KINDS, PLACES, RELATIONS, STYLES, TIMES, WEATHERS, Scene, Thing, World, held_out
 from .scenes import sample_scene, world
+from .sheets import tile
 
 __all__ = ["Settings", "measure_generation", "measure_renders", "prompt_sets"]
 
@@ -159,16 +160,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(table(figures))
     with atomic_write(out or bundled / "benchmark.json") as path:
         path.write_text(json.dumps({"settings": dataclasses.asdict(settings), "figures": figures}, indent=1) + "\n")
-    _save_sheet(pictures, sheet or bundled / "samples.png")
-
-
-def _save_sheet(pictures: dict[str, list], path: Path) -> None:
-    """Six pictures of every set, chosen by their number and not by their looks."""
-    from PIL import Image
-
-    rows = [np.concatenate([np.asarray(image) for image in images[:10]], axis=1) for images in pictures.values()]
-    with atomic_write(path) as temporary:
-        Image.fromarray(np.concatenate(rows)).save(temporary, format="PNG")
+    save_image(tile([images[:10] for images in pictures.values()]), sheet or bundled / "samples.png")
 
 
 if __name__ == "__main__":

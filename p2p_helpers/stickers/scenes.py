@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import zlib
 from dataclasses import dataclass
 
 import numpy as np
+
+from ..runtime import closest
 
 __all__ = ["COLORS", "KINDS", "PLACES", "RELATIONS", "SIZES", "STYLES", "TIMES", "WEATHERS", "Kind", "Scene",
            "Thing", "World", "held_out", "known_word", "replace", "sample_scene", "world"]
@@ -77,12 +78,10 @@ RELATIONS = ("to the left of", "to the right of")
 
 
 def known_word(name: str, value: str, words, *, optional: bool = False) -> str:
-    """Return `value` if it is one of `words` (or empty and optional), else raise with the closest ones."""
+    """Return `value` if it is one of `words` (or empty and optional), else raise with the closest one."""
     if value in words or (optional and value == ""):
         return value
-    close = difflib.get_close_matches(str(value), list(words), n=3)
-    hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
-    raise ValueError(f"{name}={value!r} is not in Sticker World{hint} There are: {', '.join(words)}")
+    raise ValueError(f"{name}={value!r} is not in Sticker World; {closest(value, words)}")
 
 
 @dataclass(frozen=True)

@@ -73,10 +73,10 @@ def _sketch(pixels: np.ndarray, rng) -> np.ndarray:
     tone = _blur(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(np.float32), unit) / 255
     y, x = np.mgrid[:size, :size].astype(np.float32) * (128 / size)
     hatch = .5 + .5 * np.sin((x + y + 1.2 * _noise(rng, size, 7)[..., 0]) * .95)
-    shade = np.clip((.82 - tone) * .9, 0, .62) * (.6 + .4 * hatch)
+    shade = np.clip((.82 - tone) * .9, 0, .62) * (.72 + .28 * hatch)
     lines = _lines(pixels, unit, .005)
     paper = 247 + 2 * _noise(rng, size, 48)[..., 0]
-    gray = np.clip(paper * (1 - shade) * (1 - .75 * lines), 0, 255).astype(np.uint8)
+    gray = np.clip(paper * (1 - shade) * (1 - .6 * lines), 0, 255).astype(np.uint8)
     return np.repeat(gray[..., None], 3, axis=2)
 
 
@@ -105,7 +105,7 @@ def _crayon(pixels: np.ndarray, rng) -> np.ndarray:
     wax = cv2.warpAffine(wax, matrix, (size, size), flags=cv2.INTER_LINEAR)[..., None]
     filled = bright + (255 - bright) * (.12 + .42 * wax)
     lines = _lines(shaky, unit, .008)[..., None]
-    return np.clip(filled * (1 - .72 * lines) + 44 * .72 * lines, 0, 255).astype(np.uint8)
+    return np.clip(filled * (1 - .58 * lines) + 44 * .58 * lines, 0, 255).astype(np.uint8)
 
 
 def _pixel_art(pixels: np.ndarray, rng) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from functools import partial
 from pathlib import Path
 
@@ -87,16 +86,17 @@ def export(folder: Path, held_out: torch.Tensor, measured: torch.Tensor, model, 
         model.save_pretrained(new)
     decoded = _in_batches(lambda batch: model(batch).sample, held_out, model.device).clamp(-1, 1)
     error = ((decoded - held_out) / 2).square().mean((1, 2, 3))     # (B,) of pictures in [0, 1]
-    save_sheet(folder / f"sheet-{progress.step:08d}.png", torch.cat([held_out[:8], decoded[:8]]), columns=8)
+    save_sheet(folder / f"sheet-{progress.step:08d}.png", torch.cat([held_out[:8], decoded[:8]]),
+               columns=len(held_out[:8]))
     return {"psnr": (-10 * error.log10()).mean().item(), "scaling_factor": model.config.scaling_factor}
 
 
 def save_sheet(path: Path, pictures: torch.Tensor, columns: int) -> None:
-    """Save pictures (B, 3, H, W) in [-1, 1] side by side."""
+    """Save pictures (B, 3, H, W) in [-1, 1] in full rows of so many."""
     side = pictures.shape[-1]
-    rows = math.ceil(len(pictures) / columns)
-    grid = pictures.clamp(-1, 1).reshape(rows, columns, 3, side, side)      # (rows, columns, 3, H, W)
-    grid = grid.permute(0, 3, 1, 4, 2).reshape(rows * side, columns * side, 3)
+    rows = len(pictures) // columns
+    grid = pictures.clamp(-1, 1).reshape(rows, columns, 3, side, side)
+    grid = grid.permute(0, 3, 1, 4, 2).reshape(rows * side, columns * side, 3)     # from (rows, H, columns, W, 3)
     with atomic_write(path) as new:
         Image.fromarray(((grid + 1) * 127.5).round().byte().numpy()).save(new, format="PNG")
 

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from ..runtime import atomic_write
 from ..stickers import Scene, World, caption, render, sample_scene
+from .loop import accelerator
 
 __all__ = ["Captioned", "Pictures", "cached_latents", "scene_at", "stream", "to_pictures"]
 
@@ -94,10 +95,11 @@ def cached_latents(autoencoder, world: World, count: int, folder: Path, *, seed:
 
 def _encode(autoencoder, scenes: _Rendered, file: Path, workers: int) -> None:
     latents, done = None, 0
-    pictures = DataLoader(scenes, batch_size=64, num_workers=workers)
+    pictures = DataLoader(scenes, batch_size=64, num_workers=max(1, workers))
     for images in tqdm(pictures, desc="encoding scenes", unit="batch"):
-        mean = autoencoder.encode(to_pictures(images.to(autoencoder.device))).latent_dist.mean
-        mean = (mean * autoencoder.config.scaling_factor).half().cpu().numpy()
+        with accelerator().autocast():      # bfloat16 errs by less than the posterior's own deviation
+            mean = autoencoder.encode(to_pictures(images.to(autoencoder.device))).latent_dist.mean
+        mean = (mean.float() * autoencoder.config.scaling_factor).half().cpu().numpy()
         if latents is None:
             latents = np.lib.format.open_memmap(file, "w+", np.float16, (len(scenes), *mean.shape[1:]))
         latents[done:done + len(mean)] = mean

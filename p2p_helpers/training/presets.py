@@ -44,7 +44,7 @@ class TextToImageSettings:
     world: str
     loop: LoopSettings
     scenes: int                 # rendered and encoded once
-    widths: tuple[int, ...] = (64, 128, 256)
+    widths: tuple[int, ...] = (96, 192)
     layers: int = 1
     head_size: int = 32
     batch_size: int = 64
@@ -79,8 +79,8 @@ _CPU_LOOP = LoopSettings(steps=3_000, muon_lr=.015, adamw_lr=1e-3, ema_decay=.99
 _GPU_LOOP = replace(_CPU_LOOP, steps=20_000, ema_decay=.9995, workers=14)
 _CPU = Preset(
     AutoencoderSettings("cpu", replace(_CPU_LOOP, steps=6_000)),
-    TextToImageSettings("cpu", replace(_CPU_LOOP, steps=6_000, ema_decay=.9995), scenes=40_000),
-    OracleSettings("gpu", _CPU_LOOP),
+    TextToImageSettings("cpu", replace(_CPU_LOOP, steps=12_000, muon_lr=.012, ema_decay=.9995), scenes=40_000),
+    OracleSettings("cpu", _CPU_LOOP),
 )
 _GPU = Preset(
     AutoencoderSettings("gpu", _GPU_LOOP, batch_size=64),

@@ -60,7 +60,7 @@ def scheduler():
 
 
 def build(settings: TextToImageSettings, vocabulary: int) -> TextToImage:
-    """New networks: cross-attention at 16 x 16 and 8 x 8, a plain level at 4 x 4; `vocabulary` counts tokens.
+    """New networks: cross-attention at 16 x 16 and 8 x 8; `vocabulary` counts tokens.
 
     The last two tokens are the start and end marks.
     """
@@ -72,12 +72,11 @@ def build(settings: TextToImageSettings, vocabulary: int) -> TextToImage:
         num_hidden_layers=settings.text_layers, num_attention_heads=settings.text_heads,
         max_position_embeddings=settings.prompt_length, projection_dim=settings.text_width,
         bos_token_id=vocabulary - 2, eos_token_id=vocabulary - 1, pad_token_id=vocabulary - 1))
-    crossing = len(settings.widths) - 1
+    levels = len(settings.widths)
     unet = UNet2DConditionModel(
         sample_size=16, in_channels=4, out_channels=4, block_out_channels=settings.widths,
         layers_per_block=settings.layers, norm_num_groups=16, cross_attention_dim=settings.text_width,
-        down_block_types=("CrossAttnDownBlock2D",) * crossing + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * crossing,
+        down_block_types=("CrossAttnDownBlock2D",) * levels, up_block_types=("CrossAttnUpBlock2D",) * levels,
         attention_head_dim=tuple(width // settings.head_size for width in settings.widths))    # diffusers: heads
     return TextToImage(unet, text_encoder)
 
@@ -107,7 +106,7 @@ def pipeline(model: TextToImage, tokenizer, autoencoder):
 def export(folder: Path, tokenizer, autoencoder, card: dict, model: TextToImage, progress: Progress) -> dict:
     """Write the whole pipeline with its card, and a sheet of samples."""
     pipe = pipeline(model, tokenizer, autoencoder)
-    card = {**card, "minutes": card["minutes"] + round(progress.seconds / 60, 1),
+    card = {**card, "minutes": round(card["minutes"] + progress.seconds / 60, 1),
             "samples_seen": card["samples_seen"] + progress.samples, "steps": progress.step}
     with atomic_folder(folder / "model") as new:
         save_legacy(pipe, new)
@@ -139,7 +138,7 @@ def main(argv: list[str] | None = None) -> None:
     """Train, or go on with, the pipeline."""
     quiet_libraries()
     parser = arguments(__doc__)
-    parser.add_argument("--autoencoder", type=Path, help="run or pipeline folder that holds vae/; default: that of --init")
+    parser.add_argument("--autoencoder", type=Path, help="run folder that holds vae/; default: that of --init")
     parser.add_argument("--init", type=Path, help="pipeline folder to start from, with a fresh optimiser")
     options = parser.parse_args(argv)
     if not (options.autoencoder or options.init):
@@ -154,8 +153,8 @@ def main(argv: list[str] | None = None) -> None:
     make = Captioned(latents, of, tokenizer, settings.batch_size, settings.empty_share, seed=options.seed)
     card = {"command": shlex.join(["python", "-m", "p2p_helpers.training.text_to_image", *(argv or sys.argv[1:])]),
             "preset": options.preset, "world": settings.world, "seed": options.seed, "hardware": hardware(), **past}
-    train(model, partial(stream, make, seed=loop.seed, workers=loop.workers), partial(loss, settings, scheduler()), loop,
-          options.out, edges=EDGES, minutes=options.minutes,
+    batches = partial(stream, make, seed=loop.seed, workers=loop.workers)
+    train(model, batches, partial(loss, settings, scheduler()), loop, options.out, edges=EDGES, minutes=options.minutes,
           export=partial(export, options.out, tokenizer, autoencoder, card))
 
 
