@@ -16,9 +16,10 @@ pytest.importorskip("accelerate")
 if not hasattr(torch.optim, "Muon"):
     pytest.skip("training needs torch >= 2.9", allow_module_level=True)
 
-from p2p_helpers.models import verify_checksums
-from p2p_helpers.stickers import caption, sample_scene, world
-from p2p_helpers.training import autoencoder, data, loop, presets, text_to_image
+from p2p_helpers.models import load, verify_checksums
+from p2p_helpers.stickers import agreement, caption, sample_scene, world
+from p2p_helpers.stickers.oracle import load_oracle
+from p2p_helpers.training import autoencoder, data, loop, oracle, presets, publish, text_to_image
 from p2p_helpers.training.muon import MuonAdamW, split_parameters
 from p2p_helpers.training.tokenizer import learn_tokenizer
 from torch import nn
@@ -308,6 +309,7 @@ def test_commands_make_a_pipeline_and_go_on_from_it(tmp_path, monkeypatch):
     monkeypatch.setitem(presets.PRESETS, "cpu", TINY)
     monkeypatch.setattr(text_to_image, "SHEET", ("a cat",) * 8)
     monkeypatch.setattr(autoencoder, "HELD_OUT", 2)
+    monkeypatch.setattr(oracle, "HELD_OUT", 2)
     autoencoder.main(["--out", str(tmp_path / "ae")])
     text_to_image.main(["--autoencoder", str(tmp_path / "ae"), "--out", str(tmp_path / "t2i")])
     model = tmp_path / "t2i" / "model"
@@ -319,8 +321,23 @@ def test_commands_make_a_pipeline_and_go_on_from_it(tmp_path, monkeypatch):
     assert last["step"] == 2 and config["scaling_factor"] == pytest.approx(last["scaling_factor"], rel=1e-4)
     text_to_image.main(["--init", str(model), "--out", str(tmp_path / "more"), "--seed", "1"])
     more = json.loads((tmp_path / "more" / "model" / text_to_image.CARD).read_text())
-    assert more["samples_seen"] == 16 and more["trained_before"] == card["command"]
+    assert more["samples_seen"] == 16 and more["commands"][0] == card["commands"][0] and len(more["commands"]) == 2
     assert len(list((tmp_path / "more").glob("sheet-*.png"))) == 1
+    monkeypatch.setattr(publish, "data_dir", lambda: tmp_path / "data")
+    oracle.main(["--out", str(tmp_path / "oracle"), "--autoencoder", str(tmp_path / "ae")])
+    publish.main(["--text-to-image", str(tmp_path / "t2i"), "--autoencoder", str(tmp_path / "ae"),
+                  "--oracle", str(tmp_path / "oracle")])
+    published = tmp_path / "data" / "models" / "sticker-world"
+    verify_checksums(published)
+    card = json.loads((published / text_to_image.CARD).read_text())
+    assert card["autoencoder"]["samples_seen"] == 4 and "training.autoencoder" in card["autoencoder"]["commands"][0]
+    assert "training.text_to_image" in (published / "README.md").read_text()
+    assert agreement.knows(load(str(published)))
+    load_oracle(str(tmp_path / "data" / "models" / "oracle"))
+    oracle.main(["--out", str(tmp_path / "longer"), "--init", str(tmp_path / "data" / "models" / "oracle")])
+    publish.main(["--oracle", str(tmp_path / "longer")])
+    card = json.loads((tmp_path / "data" / "models" / "oracle" / text_to_image.CARD).read_text())
+    assert card["samples_seen"] == 8 and len(card["commands"]) == 2
 
 
 def test_no_start_is_a_clear_error(tmp_path, capsys):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .captions import parse
 from .oracle import Reading, Seen, read
-from .scenes import RELATIONS, Scene
+from .scenes import RELATIONS, Scene, tells_color
 
 __all__ = ["agreement", "knows", "score", "share"]
 
@@ -29,7 +29,7 @@ def agreement(reading: Reading, scene: Scene) -> dict[str, bool]:
     found = _found(by_kind, scene)
     answers = {"object" if len(scene.things) == 1 else "pair": found, "style": reading.style == (scene.style or "photo")}
     colored = [thing for thing in scene.things if thing.color]
-    if colored and scene.style != "pencil sketch":
+    if colored and tells_color(scene):
         right = all(any(s.color == thing.color for s in by_kind[thing.kind] or seen[:len(scene.things) == 1])
                     for thing in colored)
         answers["colour"] = right

@@ -11,7 +11,8 @@ import numpy as np
 from ..runtime import closest
 
 __all__ = ["COLORS", "KINDS", "PLACES", "RELATIONS", "SIZES", "STYLES", "TIMES", "WEATHERS", "Kind", "Scene",
-           "Thing", "World", "held_out", "known_word", "replace", "sample_scene", "world"]
+           "Thing", "World", "held_out", "known_word", "replace", "sample_scene",
+           "tells_color", "world"]
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,11 @@ def replace(scene: Scene, *, thing: int = 0, **changes) -> Scene:
         things[thing] = dataclasses.replace(things[thing], **of_thing)
         of_scene["things"] = tuple(things)
     return dataclasses.replace(scene, **of_scene)
+
+
+def tells_color(scene: Scene) -> bool:
+    """Whether a picture of the scene can tell the colour of its things: not in grey, not in thick fog."""
+    return scene.style != "pencil sketch" and not (scene.time == "in the fog" and scene.strength > .8)
 
 
 @dataclass(frozen=True)

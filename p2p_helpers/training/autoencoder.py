@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 from torch.nn import functional as F
 
 from ..runtime import atomic_folder, atomic_write, quiet_libraries
 from ..stickers import World, world
 from .data import Pictures, stream, to_pictures
-from .loop import Progress, arguments, train
+from .loop import Progress, arguments, note_command, train
 from .presets import PRESETS, AutoencoderSettings
 
 __all__ = ["build", "main", "reconstruction_loss"]
@@ -24,10 +25,8 @@ HELD_OUT_SEED = 10**6   # no training seed
 EDGES = ("conv_in", "conv_out", "quant_conv", "post_quant_conv")
 
 
-def build(settings: AutoencoderSettings):
+def build(settings: AutoencoderSettings) -> AutoencoderKL:
     """A new `AutoencoderKL` with narrow layers at full resolution and no attention."""
-    from diffusers import AutoencoderKL
-
     levels = len(settings.widths)
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
@@ -106,13 +105,18 @@ def main(argv: list[str] | None = None) -> None:
     quiet_libraries()
     options = arguments(__doc__).parse_args(argv)
     settings = PRESETS[options.preset].autoencoder
+    if options.init:
+        settings = dataclasses.replace(settings, crop_share=0.)      # whole pictures from the start
     loop = dataclasses.replace(settings.loop, seed=options.seed)
+    note_command(options.out, "p2p_helpers.training.autoencoder", argv)
     torch.manual_seed(options.seed)
     of = world(settings.world)
     held_out = pictures_of(of, HELD_OUT, HELD_OUT_SEED)
     measured = pictures_of(of, settings.pictures, HELD_OUT_SEED + 1)
     batches = partial(stream, Pictures(of, settings.batch_size), seed=loop.seed, workers=loop.workers)
-    train(build(settings), batches, partial(loss, settings), loop, options.out, edges=EDGES,
+    model = build(settings) if options.init is None else AutoencoderKL.from_pretrained(
+        options.init, subfolder="vae").float()
+    train(model, batches, partial(loss, settings), loop, options.out, edges=EDGES,
           minutes=options.minutes, export=partial(export, options.out, held_out, measured))
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import shutil
 import signal
 import sys
@@ -22,13 +23,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..runtime import atomic_folder
+from ..runtime import atomic_folder, keep_freed_memory
 from .muon import MuonAdamW
 from .presets import PRESETS, LoopSettings
 
-__all__ = ["Ema", "Progress", "accelerator", "arguments", "hardware", "train"]
+__all__ = ["COMMANDS", "Ema", "Progress", "accelerator", "arguments", "hardware", "note_command", "train"]
 
 LOG_EVERY = 25      # steps
+COMMANDS = "commands.txt"   # in a run's folder: a line for each of its sessions
 CLIP = 1.           # of the gradient's norm
 
 
@@ -254,16 +256,24 @@ def _stop_signals() -> Iterator[list]:
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
-    """The command line of every training: preset, minutes, seed and folder; hints at a faster malloc."""
+    """The command line of every training: preset, minutes, seed and folder."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--preset", choices=list(PRESETS), default="cpu")
     parser.add_argument("--minutes", type=float, help="stop by the clock, all sessions of the run together")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; a run found there goes on")
-    if sys.platform == "linux" and not torch.cuda.is_available() and "tcmalloc" not in os.environ.get("LD_PRELOAD", ""):
-        print("Hint: LD_PRELOAD=/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4 (Debian: libtcmalloc-minimal4) "
-              "trains about four times faster on a CPU.", file=sys.stderr)
+    parser.add_argument("--init", type=Path, help="published model to start from, with a fresh optimiser and warm-up")
+    keep_freed_memory()
     return parser
+
+
+def note_command(folder: Path, module: str, argv: list[str] | None) -> str:
+    """Add the command of this session to a run's folder and return it."""
+    command = shlex.join(["python", "-m", module, *(sys.argv[1:] if argv is None else argv)])
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / COMMANDS).open("a", encoding="utf-8") as commands:
+        commands.write(command + "\n")
+    return command
 
 
 def hardware() -> str:

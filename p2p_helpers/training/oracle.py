@@ -21,7 +21,7 @@ from ..runtime import atomic_folder, quiet_libraries
 from ..stickers import World, render, sample_scene, world
 from ..stickers.oracle import Oracle
 from .data import stream, to_pictures
-from .loop import Progress, accelerator, arguments, train
+from .loop import Progress, accelerator, arguments, note_command, train
 from .oracle_targets import oracle_loss, targets
 from .presets import PRESETS
 
@@ -91,6 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     settings = PRESETS[options.preset].oracle
     loop = dataclasses.replace(settings.loop, seed=options.seed)
+    note_command(options.out, "p2p_helpers.training.oracle", argv)
     torch.manual_seed(options.seed)
     of = world(settings.world)
     held_out = Questions(of, HELD_OUT)(np.random.default_rng(HELD_OUT_SEED))
@@ -99,7 +100,8 @@ def main(argv: list[str] | None = None) -> None:
     if options.autoencoder:
         autoencoder = AutoencoderKL.from_pretrained(options.autoencoder, subfolder="vae").eval().requires_grad_(False)
         autoencoder.to(accelerator().device)
-    oracle = Oracle().to(memory_format=torch.channels_last)         # three times faster on a CPU
+    oracle = Oracle() if options.init is None else Oracle.from_pretrained(options.init).float()
+    oracle = oracle.to(memory_format=torch.channels_last)            # three times faster on a CPU
     train(oracle, batches, partial(loss, autoencoder), loop, options.out, edges=EDGES, minutes=options.minutes,
           export=partial(export, options.out, {name: torch.from_numpy(value) for name, value in held_out.items()}))
 

@@ -9,17 +9,12 @@ from torch.nn import functional as F
 
 from ..stickers.oracle import MAP_STRIDE
 from ..stickers.renderer import Picture
-from ..stickers.scenes import COLORS, KINDS, PLACES, STYLES, TIMES, WEATHERS, Scene
+from ..stickers.scenes import COLORS, KINDS, PLACES, STYLES, TIMES, WEATHERS, Scene, tells_color
 
-__all__ = ["UNASKED", "oracle_loss", "targets", "tells_color"]
+__all__ = ["UNASKED", "oracle_loss", "targets"]
 
 UNASKED = -100              # the label that cross-entropy ignores
 _KIND_INDEX = {name: 1 + i for i, name in enumerate(KINDS)}
-
-
-def tells_color(scene: Scene) -> bool:
-    """Whether a picture of the scene can tell the colour of its things: not in grey, not in thick fog."""
-    return scene.style != "pencil sketch" and not (scene.time == "in the fog" and scene.strength > .8)
 
 
 def targets(scene: Scene, picture: Picture) -> dict[str, np.ndarray]:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +21,7 @@ from ..runtime import atomic_folder, generator, quiet_libraries
 from ..stickers import caption, sample_scene, world
 from .autoencoder import save_sheet
 from .data import Captioned, cached_latents, stream
-from .loop import Progress, accelerator, arguments, hardware, train
+from .loop import Progress, accelerator, arguments, hardware, note_command, train
 from .presets import PRESETS, TextToImageSettings
 from .tokenizer import learn_tokenizer
 
@@ -130,7 +128,7 @@ def start(settings: TextToImageSettings, init: Path | None, autoencoder: Path | 
         return build(settings, len(tokenizer)), tokenizer, vae, {"minutes": 0., "samples_seen": 0}
     pipe = StableDiffusionPipeline.from_pretrained(init, local_files_only=True)
     card = json.loads((init / CARD).read_text(encoding="utf-8"))
-    past = {"minutes": card["minutes"], "samples_seen": card["samples_seen"], "trained_before": card["command"]}
+    past = {name: card[name] for name in ("commands", "minutes", "samples_seen", "autoencoder") if name in card}
     return TextToImage(pipe.unet.float(), pipe.text_encoder.float()), pipe.tokenizer, vae, past
 
 
@@ -139,7 +137,6 @@ def main(argv: list[str] | None = None) -> None:
     quiet_libraries()
     parser = arguments(__doc__)
     parser.add_argument("--autoencoder", type=Path, help="run folder that holds vae/; default: that of --init")
-    parser.add_argument("--init", type=Path, help="pipeline folder to start from, with a fresh optimiser")
     options = parser.parse_args(argv)
     if not (options.autoencoder or options.init):
         parser.error("--autoencoder is needed to train a new pipeline: the --out folder of the autoencoder's training")
@@ -151,8 +148,9 @@ def main(argv: list[str] | None = None) -> None:
     latents = cached_latents(autoencoder.to(device), of, settings.scenes, options.out, seed=options.seed,
                              workers=loop.workers)
     make = Captioned(latents, of, tokenizer, settings.batch_size, settings.empty_share, seed=options.seed)
-    card = {"command": shlex.join(["python", "-m", "p2p_helpers.training.text_to_image", *(argv or sys.argv[1:])]),
-            "preset": options.preset, "world": settings.world, "seed": options.seed, "hardware": hardware(), **past}
+    commands = [*past.pop("commands", []), note_command(options.out, "p2p_helpers.training.text_to_image", argv)]
+    card = {"commands": commands, "preset": options.preset, "seed": options.seed, "hardware": hardware(),
+            "kinds": list(of.kinds), **past}
     batches = partial(stream, make, seed=loop.seed, workers=loop.workers)
     train(model, batches, partial(loss, settings, scheduler()), loop, options.out, edges=EDGES, minutes=options.minutes,
           export=partial(export, options.out, tokenizer, autoencoder, card))
