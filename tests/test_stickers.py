@@ -46,6 +46,12 @@ def test_time_style_and_strength_change_everything(changes):
     assert changed_mask(scene, replace(scene, **changes)).all()
 
 
+def test_another_place_leaves_the_things_alone():
+    scene = Scene((Thing("horse"),), place="on the grass", seed=3)
+    mask, horse = changed_mask(scene, replace(scene, place="in the snow")), render(scene).masks[0]
+    assert (mask & horse).sum() < .3 * horse.sum() and mask[~horse].mean() > .95
+
+
 def test_a_mask_does_not_cover_other_things():
     before, changes = EDITS["color of one of two"]
     masks, mask = render(before).masks, changed_mask(before, replace(before, **changes))

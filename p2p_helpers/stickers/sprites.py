@@ -112,4 +112,7 @@ def place_sprite(rgba: np.ndarray, size: int, *, center: float, bottom: float, s
     linear = np.float32([[np.cos(turn), np.sin(turn) + shear], [-np.sin(turn), np.cos(turn)]])
     foot = np.float32([box[0] / 2, box[1]])
     shift = np.float32([center, bottom]) * size - linear @ foot
-    return cv2.warpAffine(small, np.column_stack([linear, shift]), (size, size), flags=cv2.INTER_LINEAR)
+    layer = cv2.warpAffine(small, np.column_stack([linear, shift]), (size, size), flags=cv2.INTER_LINEAR)
+    solid = layer[..., 3] > .98
+    layer[solid] /= layer[solid, 3:]                            # what is meant to hide the place hides it wholly
+    return layer
