@@ -1,0 +1,28 @@
+"""The README's example runs, and its links and table of notebooks are true."""
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_script_runs_and_prints_what_it_says(capsys):
+    [script] = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    assert len(script.splitlines()) <= 10
+    exec(compile(script, "README.md", "exec"), {})
+    scores, mask = capsys.readouterr().out.splitlines()
+    assert {"object", "colour", "place"} <= eval(scores).keys()
+    assert .05 < float(mask.split()[0]) < .6 and mask.endswith("(128, 128, 3)")
+
+
+def test_links_lead_to_files():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", TEXT) if "://" not in link]
+    assert links and [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_every_notebook_stands_in_the_table():
+    assert [path.name for path in sorted((ROOT / "notebooks").glob("*.ipynb")) if path.name not in TEXT] == []
+    for path, minutes in re.findall(r"\((notebooks/\w+\.ipynb)\) \| (\d+) \|", TEXT):
+        assert f"{minutes} minutes" in (ROOT / path).read_text(encoding="utf-8"), path
