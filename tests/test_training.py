@@ -222,8 +222,9 @@ def test_latents_are_encoded_once_for_the_same_weights_and_seed(tmp_path, monkey
     vae = autoencoder.build(TINY.autoencoder).eval()
     first = np.array(data.cached_latents(vae, WORLD, 3, tmp_path))
     picture = data.to_pictures(torch.from_numpy(data.render(data.scene_at(2, WORLD, 0)).image)[None])
-    torch.testing.assert_close(torch.from_numpy(first[2:]).float(), vae.encode(picture).latent_dist.mean.detach(),
-                               atol=.02, rtol=.02)
+    means = [vae.encode(picture).latent_dist.mean.detach() for picture in (picture, picture.flip(-1))]
+    errors = [(torch.from_numpy(first[2:]).float() - mean).abs().mean() / mean.std() for mean in means]
+    assert errors[0] < .05 < errors[1], errors                # bfloat16's rounding against another picture
     monkeypatch.setattr(data, "_encode", lambda *args: kill())
     assert np.array_equal(data.cached_latents(vae, WORLD, 3, tmp_path), first)
     with pytest.raises(Killed):
