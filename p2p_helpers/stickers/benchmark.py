@@ -18,14 +18,14 @@ from tqdm.auto import tqdm
 from ..images import save_image, to_pil, to_tensor
 from ..metrics import mask_iou, psnr
 from ..models import load
-from ..runtime import atomic_write, data_dir
+from ..runtime import atomic_write, data_dir, setup
 from ..sampling import decode, encode_image, generate
 from .agreement import agreement, share
 from .captions import caption
 from .oracle import read
 from .renderer import render
-from .scenes import COLORS, KINDS, PLACES, RELATIONS, STYLES, TIMES, WEATHERS, Scene, Thing, World, held_out
-from .scenes import sample_scene, world
+from .scenes import (COLORS, KINDS, PLACES, RELATIONS, STYLES, TIMES, WEATHERS, Scene, Thing, held_out, sample_scene,
+                     world)
 from .sheets import tile
 
 __all__ = ["Settings", "measure_generation", "measure_renders", "prompt_sets"]
@@ -152,7 +152,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = vars(parser.parse_args(arguments))
     model, out, sheet = (options.pop(name) for name in ("model", "json", "sheet"))
     settings, bundled = Settings(**options), data_dir() / "models" / "sticker-world"
-    pipe = load(model)
+    pipe = load(model, runtime=setup())
     pipe.set_progress_bar_config(disable=True)
     figures = measure_renders(pipe, settings)
     generated, pictures = measure_generation(pipe, settings)
