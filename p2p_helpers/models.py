@@ -304,9 +304,10 @@ def _rewrite_settings(file: Path) -> None:
 # ---- what a model accepts ----
 
 
-def prompt_length(pipe: DiffusionPipeline) -> int:
-    """How many tokens the text encoder reads, start and end marks included: 77 in Stable Diffusion."""
-    return min(pipe.tokenizer.model_max_length, pipe.text_encoder.config.max_position_embeddings)
+def prompt_length(model) -> int:
+    """How many tokens a pipeline (or a tokenizer) reads, start and end marks included: 77 in Stable Diffusion."""
+    limit = getattr(model, "tokenizer", model).model_max_length
+    return min(limit, model.text_encoder.config.max_position_embeddings) if hasattr(model, "text_encoder") else limit
 
 
 def image_size(pipe: DiffusionPipeline) -> int:
@@ -314,23 +315,26 @@ def image_size(pipe: DiffusionPipeline) -> int:
     return pipe.unet.config.sample_size * pipe.vae_scale_factor
 
 
-def check_prompt(pipe: DiffusionPipeline, prompt: str, *, allow_empty: bool = False) -> None:
-    """Raise a ValueError for a prompt that is empty or too long; say which words the model would cut."""
+def check_prompt(model, prompt: str, *, allow_empty: bool = False) -> None:
+    """Raise a ValueError for a prompt that is empty or too long; say which words would be cut.
+
+    `model` is a pipeline, or its tokenizer.
+    """
     if not isinstance(prompt, str):
         raise TypeError(f"a prompt is a string, not {type(prompt).__name__}: {prompt!r}")
     words = prompt.split()
     if not words and not allow_empty:
         raise ValueError("the prompt is empty; describe a picture, for instance 'a cat on the beach'")
-    room = prompt_length(pipe) - 2      # without the start and end marks
-    if _token_count(pipe, prompt) <= room:
+    room = prompt_length(model) - 2      # without the start and end marks
+    if _token_count(model, prompt) <= room:
         return
-    fit = next(n for n in reversed(range(len(words))) if _token_count(pipe, " ".join(words[:n])) <= room)
-    raise ValueError(f"the prompt has {_token_count(pipe, prompt)} tokens and the model reads {room}; "
+    fit = next(n for n in reversed(range(len(words))) if _token_count(model, " ".join(words[:n])) <= room)
+    raise ValueError(f"the prompt has {_token_count(model, prompt)} tokens and the model reads {room}; "
                      f"these words would be cut: {' '.join(words[fit:])!r}. Shorten the prompt {prompt!r}")
 
 
-def _token_count(pipe: DiffusionPipeline, text: str) -> int:
-    return len(pipe.tokenizer(text, add_special_tokens=False).input_ids)
+def _token_count(model, text: str) -> int:
+    return len(getattr(model, "tokenizer", model)(text, add_special_tokens=False).input_ids)
 
 
 def check_size(pipe: DiffusionPipeline, height: int | None = None,

@@ -53,6 +53,7 @@ class TextToImageSettings:
     text_width: int = 160
     text_layers: int = 3
     text_heads: int = 5
+    pair_share: float = .35     # of the scenes have two things, more than in the world: they are learned last
     empty_share: float = .1     # of the captions are replaced by "", for classifier-free guidance
     snr_gamma: float = 5.
 
