@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -146,6 +146,21 @@ class AttentionMaps:
             raise ValueError(self._nothing(cross, place=place, resolution=resolution, layer=layer, step=step))
         heads = slice(None) if head is None else slice(head, head + 1)
         return torch.stack([mean[prompt, heads].mean(0) for mean in means]).mean(0), self._grids[found[0]]
+
+    def state(self) -> tuple[dict[str, torch.Tensor], list[dict]]:
+        """Tensors by number, and what each is: to save next to one another; see `restored`."""
+        entries = [{"layer": asdict(layer), "step": step, "grid": self._grids[layer]} for layer, step in self._means]
+        return {f"maps.{i}": mean.contiguous().cpu() for i, mean in enumerate(self._means.values())}, entries
+
+    @classmethod
+    def restored(cls, prompts: Sequence[Prompt], settings: Record, tensors: dict, entries: list[dict]) -> AttentionMaps:
+        """The inverse of `state`."""
+        maps = cls(prompts, settings)
+        for i, entry in enumerate(entries):
+            layer = Layer(**entry["layer"])
+            maps._means[layer, entry["step"]] = tensors[f"maps.{i}"]
+            maps._grids[layer] = tuple(entry["grid"])
+        return maps
 
     def _nothing(self, cross: bool, **asked) -> str:
         asked = ", ".join(f"{name}={value!r}" for name, value in asked.items() if value is not None)

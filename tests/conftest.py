@@ -102,3 +102,65 @@ def tiny_pipe(tiny_folder):
     from p2p_helpers.runtime import Runtime
 
     return load(tiny_folder, runtime=Runtime("cpu", torch.float32, "local", 0))
+
+
+@pytest.fixture(scope="session")
+def sticker_pipe():
+    """The bundled model: attention at 16x16 and 8x8."""
+    import torch
+
+    from p2p_helpers.models import load
+    from p2p_helpers.runtime import Runtime
+
+    return load("sticker-world", runtime=Runtime("cpu", torch.float32, "local", 0))
+
+
+def sharpen(unet):
+    """Strengthen a random UNet's attention, whose maps are nearly uniform and of little effect as initialised."""
+    for name, layer in unet.named_modules():
+        if name.endswith((".to_q", ".to_k", ".to_v")):
+            layer.weight.data.mul_(2.5)
+    return unet
+
+
+@pytest.fixture(scope="session")
+def sd_pipe(tiny_pipe):
+    """A random UNet built like Stable Diffusion 1.x: attention at 16x16, 8x8 and 4x4, in the middle at 2x2."""
+    import torch
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+    torch.manual_seed(1)
+    unet = UNet2DConditionModel(
+        sample_size=16, block_out_channels=(8, 16, 16, 16), layers_per_block=2, norm_num_groups=4,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3, cross_attention_dim=32, attention_head_dim=2)
+    parts = {**tiny_pipe.components, "unet": sharpen(unet.eval()),
+             "scheduler": DDIMScheduler.from_config(tiny_pipe.scheduler.config)}
+    pipe = StableDiffusionPipeline(**parts, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def xl_pipe(tiny_pipe):
+    """A random pipeline built like Stable Diffusion XL: attention at 8x8, twice, and at 4x4, three times a block."""
+    import torch
+    from diffusers import DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModelWithProjection
+
+    torch.manual_seed(2)
+    settings = tiny_pipe.text_encoder.config.to_dict() | {"projection_dim": 32}
+    second = CLIPTextModelWithProjection(type(tiny_pipe.text_encoder.config)(**settings)).eval()
+    unet = UNet2DConditionModel(
+        sample_size=16, block_out_channels=(8, 16, 16), layers_per_block=2, norm_num_groups=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2, 3), attention_head_dim=(1, 2, 2), use_linear_projection=True,
+        cross_attention_dim=64, addition_embed_type="text_time", addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 32)
+    pipe = StableDiffusionXLPipeline(
+        vae=tiny_pipe.vae, text_encoder=tiny_pipe.text_encoder, text_encoder_2=second, unet=sharpen(unet.eval()),
+        tokenizer=tiny_pipe.tokenizer, tokenizer_2=tiny_pipe.tokenizer, add_watermarker=False,
+        scheduler=DDIMScheduler.from_config(tiny_pipe.scheduler.config))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
