@@ -15,10 +15,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
-from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0, AttnProcessorNPU, XFormersAttnProcessor
+from diffusers.models.attention_processor import (Attention, AttnProcessor, AttnProcessor2_0, AttnProcessorNPU,
+                                                  XFormersAttnProcessor)
 from torch.nn.functional import scaled_dot_product_attention
 
-from .blending import LocalBlend, blend, blend_mask, given_mask, word_selectors
+from .blending import Blender, LocalBlend
 from .edits import Edit, empty
 from .prompts import Prompt
 from .recording import PLACES, AttentionMaps, Layer, Record
@@ -135,26 +136,64 @@ class _Call:
     layers: int = 0                 # that have run
 
 
+class _Clock:
+    """Where a run is, learned from the timesteps that the UNet is given and the scheduler's own.
+
+    So it does not matter how often a scheduler calls the UNet in a step, or whether img2img starts late.
+    """
+
+    def __init__(self, scheduler):
+        self.scheduler = scheduler
+        self.timesteps: list[float] = []        # of this run, descending
+        self.t: float | None = None             # the last one seen
+
+    def tick(self, t: float) -> bool:
+        """Note a timestep; one that rises starts a new run, which is what is returned."""
+        starts = self.t is None or t > self.t
+        if starts:
+            scheduled = torch.as_tensor(self.scheduler.timesteps).float().unique().tolist()
+            self.timesteps = sorted((s for s in scheduled if s <= t), reverse=True) or [t]
+        self.t = t
+        return starts
+
+    @property
+    def step(self) -> int:
+        """Number of the step; a timestep between two scheduled ones belongs to the later."""
+        return min(sum(s > self.t for s in self.timesteps), len(self.timesteps) - 1)
+
+    @property
+    def moment(self) -> float:
+        """The middle of the step, as a part of the run."""
+        return (self.step + .5) / len(self.timesteps)
+
+
 class Controller:
     """The state of one `control` block: which step it is, and what each layer does with its batch."""
 
     def __init__(self, pipe, source: Prompt, edits: Sequence[Edit], record: Record | None, local: LocalBlend | None,
                  self_resolution: int | None):
-        self.pipe, self.unet, self.edits, self.local = pipe, pipe.unet, edits, local
+        finest = default_resolution(pipe.unet)
+        self.pipe, self.unet, self.edits = pipe, pipe.unet, edits
         self.prompts = (source, *(edit.target for edit in edits))
         self.layers = attention_layers(pipe.unet)
         self.self_resolution = self_resolution or default_resolution(pipe.unet, self_attention=True)
-        finest = default_resolution(pipe.unet)
         self.record_resolution = (record and record.resolution) or finest
         self.maps = AttentionMaps(self.prompts, record) if record else None
-        self.mask: torch.Tensor | None = None           # (P, 1, H, W), of the last blend
-        self._selectors = word_selectors(local, self.prompts) if local and local.words else None     # (P, L, 2)
-        self._blend_resolution = (local and local.resolution) or finest
-        self._blend_maps: dict[tuple[int, int], torch.Tensor] = {}     # grid to a sum of maps (P, 2, h, w)
-        self._blended = False
-        self._timeline: list[float] = []                # timesteps of this run, descending
-        self._last_t = -math.inf
+        self.blender = Blender(local, self.prompts, finest) if local else None
+        self._clock = _Clock(pipe.scheduler)
         self._call: _Call | None = None
+        self._check_resolutions()
+
+    @property
+    def mask(self) -> torch.Tensor | None:
+        """The mask (P, 1, h, w) of the last local blend."""
+        return self.blender and self.blender.mask
+
+    def _check_resolutions(self) -> None:
+        have = sorted({layer.resolution for layer in self.layers if layer.cross})
+        if self.blender and self.blender.selectors is not None and self.blender.resolution not in have:
+            raise ValueError(f"LocalBlend resolution {self.blender.resolution}: no cross-attention layer has it; there "
+                             f"are {have}")
 
     # ---- under the pipeline ----
 
@@ -169,42 +208,29 @@ class Controller:
         undo.callback(self.unet.register_forward_hook(self._after_unet).remove)
         if low_memory:
             undo.enter_context(_replaced(self.unet, "forward", self._halves(self.unet.forward)))
-        if self.local:
+        if self.blender:
             undo.enter_context(_replaced(self.pipe.scheduler, "step", self._blending(self.pipe.scheduler.step)))
 
     def _before_unet(self, unet, args: tuple, kwargs: dict) -> None:
         sample = args[0] if args else kwargs["sample"]
         timestep = args[1] if len(args) > 1 else kwargs["timestep"]
-        self._find_step(float(torch.as_tensor(timestep).float().flatten()[0]))
+        if self._clock.tick(float(torch.as_tensor(timestep).float().flatten()[0])) and self.blender:
+            self.blender.restart()
         count = len(self.prompts)
         if len(sample) not in (count, 2 * count):
-            raise ValueError(f"the UNet is given a batch of {len(sample)} for {count} prompts "
-                             f"{[prompt.text for prompt in self.prompts]}; call the pipeline with these prompts, in this "
-                             "order, one image each")
-        step, steps = self._step()
-        changes = [_Change.of(edit, (step + .5) / steps, like=sample) for edit in self.edits]
-        if step == 0:
+            texts = [prompt.text for prompt in self.prompts]
+            raise ValueError(f"the UNet is given a batch of {len(sample)} for {count} prompts {texts}; call the "
+                             "pipeline with these prompts, in this order, one image each")
+        changes = [_Change.of(edit, self._clock.moment, like=sample) for edit in self.edits]
+        self._call = _Call(len(sample) - count, self._clock.step, tuple(sample.shape[-2:]), changes)
+        if self._call.step == 0:
             _check_same_noise(sample[-count:], changes)
-        self._call = _Call(first=len(sample) - count, step=step, size=tuple(sample.shape[-2:]), changes=changes)
 
     def _after_unet(self, unet, args, output) -> None:
         ran, expected = self._call.layers, len(self.layers) * self._call.passes
         if ran != expected:
-            raise RuntimeError(f"{ran} of {expected} attention layers ran under control: something replaced processors or "
-                               "skips layers inside the block (attention slicing, xformers, a cache of features?)")
-
-    def _find_step(self, t: float) -> None:
-        """Learn from a timestep where the run is; one that rises starts a new run."""
-        if t > self._last_t:
-            scheduled = torch.as_tensor(self.pipe.scheduler.timesteps).float().unique().tolist()
-            self._timeline = sorted((s for s in scheduled if s <= t), reverse=True) or [t]
-            self._blend_maps.clear()
-        self._last_t = t
-
-    def _step(self) -> tuple[int, int]:
-        """Number of the step and of all steps; a timestep between two scheduled ones belongs to the later."""
-        steps = len(self._timeline)
-        return min(sum(s > self._last_t for s in self._timeline), steps - 1), steps
+            raise RuntimeError(f"{ran} of {expected} attention layers ran under control: something replaced processors "
+                               "or skips layers inside the block (attention slicing, xformers, a cache of features?)")
 
     def _halves(self, forward):
         def run(*args, **kwargs):
@@ -227,36 +253,19 @@ class Controller:
             return output
         return run
 
-    # ---- local blend ----
-
     def blend(self, latents: torch.Tensor) -> torch.Tensor:
-        """Blend the latents (P, C, H, W) that follow the UNet's last call, if the settings say so."""
-        self._blended = True
-        step, steps = self._step()
-        if self.local is None or (step + .5) / steps < self.local.start_blend:
-            return latents
-        size = tuple(latents.shape[-2:])
-        if self._selectors is None:
-            self.mask = given_mask(self.local, len(self.prompts), size).to(latents.device)
-        else:
-            self.mask = blend_mask(self._word_maps(), size, self.local)
-        return blend(latents, self.mask)
+        """The local blend, if there is one, of the latents (P, C, H, W) that follow the UNet's last call."""
+        return self.blender(latents, self._clock.moment) if self.blender else latents
 
     def callback(self, i: int, t: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         """`blend` as a callback of `sampling.generate`."""
         return self.blend(latents)
 
     def check_blended(self) -> None:
-        if self.local and self._last_t > -math.inf and not self._blended:
+        """Raise if a run is over in which a local blend was wanted and never made."""
+        if self.blender and self._clock.t is not None and not self.blender.was_asked:
             raise RuntimeError("the local blend was never applied: with sampling.generate pass "
                                "callback=controller.callback")
-
-    def _word_maps(self) -> torch.Tensor:
-        if not self._blend_maps:
-            have = sorted({layer.resolution for layer in self.layers if layer.cross})
-            raise ValueError(f"LocalBlend resolution {self._blend_resolution}: no cross-attention layer has it; there "
-                             f"are {have}")
-        return next(iter(self._blend_maps.values()))
 
     # ---- one layer ----
 
@@ -268,7 +277,7 @@ class Controller:
         if self._records(layer):
             self._record(layer, q, k)
         edited = self._cross if layer.cross else self._self
-        if layer.cross and self._selectors is not None and layer.resolution == self._blend_resolution:
+        if layer.cross and self._blends_by(layer):
             self._add_word_maps(layer, edited(layer, q, k, self._selector_values(v)))
         return edited(layer, q, k, v)
 
@@ -321,24 +330,27 @@ class Controller:
                 edited.append(maps[0] if injects else own)
         return torch.stack(edited)
 
+    def _blends_by(self, layer: Layer) -> bool:
+        blender = self.blender
+        return blender is not None and blender.selectors is not None and layer.resolution == blender.resolution
+
     def _selector_values(self, v: torch.Tensor) -> torch.Tensor:
         """Values (B, heads, L, d) whose first two columns pick the words to blend and to subtract."""
         values = torch.zeros_like(v)
-        values[self._call.first:, :, :, :2] = self._selectors.to(v)[:, None]
+        values[self._call.first:, :, :, :2] = self.blender.selectors.to(v)[:, None]      # (P, 1, L, 2)
         return values
 
     def _add_word_maps(self, layer: Layer, output: torch.Tensor) -> None:
-        grid = self._grid(layer, output.shape[2])
-        maps = output[self._call.first:, :, :, :2].float().mean(1)      # (P, pixels, 2)
-        maps = maps.transpose(1, 2).reshape(-1, 2, *grid)               # (P, 2, h, w)
-        self._blend_maps[grid] = self._blend_maps.get(grid, 0) + maps
+        maps = output[self._call.first:, :, :, :2].float().mean(1)                              # (P, pixels, 2)
+        maps = maps.transpose(1, 2).unflatten(-1, self._grid(layer, output.shape[2]))           # (P, 2, h, w)
+        self.blender.add(maps)
 
     def _grid(self, layer: Layer, pixels: int) -> tuple[int, int]:
         """Height and width of a layer's map, from the latents' size."""
         height, width = (-(-side // layer.scale) for side in self._call.size)
         if height * width != pixels:
-            raise RuntimeError(f"layer {layer.name} has {pixels} pixels, not {height} x {width}: this UNet does not halve "
-                               "its maps from block to block")
+            raise RuntimeError(f"layer {layer.name} has {pixels} pixels, not {height} x {width}: this UNet does not "
+                               "halve its maps from block to block")
         return height, width
 
 
@@ -368,7 +380,7 @@ def _check_layers(unet, processors: dict) -> None:
     if not processors:
         raise ValueError(f"{type(unet).__name__} has no attention layer to control")
     if any(isinstance(processor, ControlledAttention) for processor in processors.values()):
-        raise RuntimeError("this UNet is under control already: leave the first `with control(...)` block before the next")
+        raise RuntimeError("this UNet is under control already: leave the first `with control(...)` block first")
     for name, processor in processors.items():
         attn = unet.get_submodule(name.removesuffix(".processor"))
         if type(processor) not in KNOWN_PROCESSORS:

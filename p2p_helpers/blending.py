@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from .prompts import Prompt
 
-__all__ = ["LocalBlend", "blend", "blend_mask", "given_mask", "word_selectors"]
+__all__ = ["Blender", "LocalBlend", "blend", "blend_mask", "given_mask", "word_selectors"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +103,7 @@ def given_mask(settings: LocalBlend, count: int, size: tuple[int, int]) -> torch
     mask = mask.float()
     mask = mask[None] if mask.ndim == 2 else mask                                       # (1 or P, H, W)
     if mask.ndim != 3 or len(mask) not in (1, count):
-        raise ValueError(f"LocalBlend mask is (H, W) or ({count}, H, W), not {tuple(torch.as_tensor(settings.mask).shape)}")
+        raise ValueError(f"LocalBlend mask is (H, W) or ({count}, H, W), not {tuple(mask.shape)}")
     if not (mask.isfinite().all() and 0 <= mask.min() and mask.max() <= 1):
         raise ValueError("LocalBlend mask must lie in [0, 1]")
     mask = F.interpolate(mask[:, None], size=size, mode="area")                         # (1 or P, 1, H, W)
@@ -114,3 +114,35 @@ def blend(latents: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Keep the source (row 0) outside the mask: x_source + mask (x - x_source), for latents (P, C, H, W)."""
     source = latents[:1]
     return source + mask.to(latents) * (latents - source)
+
+
+class Blender:
+    """A local blend during a run: sums the words' maps as the layers give them, blends after each step."""
+
+    def __init__(self, settings: LocalBlend, prompts: Sequence[Prompt], resolution: int):
+        self.settings, self.count = settings, len(prompts)
+        self.resolution = settings.resolution or resolution
+        self.selectors = word_selectors(settings, prompts) if settings.words else None     # (P, L, 2)
+        self.mask: torch.Tensor | None = None           # (P, 1, H, W), of the last blend
+        self.was_asked = False
+        self._maps: torch.Tensor | None = None          # (P, 2, h, w), summed over layers and steps
+
+    def restart(self) -> None:
+        """Forget the maps of a run that is over."""
+        self._maps = None
+
+    def add(self, maps: torch.Tensor) -> None:
+        """Take in the maps (P, 2, h, w) of one layer at one step."""
+        self._maps = maps if self._maps is None else self._maps + maps
+
+    def __call__(self, latents: torch.Tensor, moment: float) -> torch.Tensor:
+        """Blend latents (P, C, H, W) at a moment of the run in [0, 1], once start_blend is over."""
+        self.was_asked = True
+        if moment < self.settings.start_blend:
+            return latents
+        size = tuple(latents.shape[-2:])
+        if self.selectors is None:
+            self.mask = given_mask(self.settings, self.count, size).to(latents.device)
+        else:
+            self.mask = blend_mask(self._maps, size, self.settings)
+        return blend(latents, self.mask)

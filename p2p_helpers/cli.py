@@ -10,7 +10,8 @@ EXAMPLES = """examples:
   python -m p2p_helpers edit --source "a house in the fog" --reweight fog=3 --reweight house=-1 --out out/
   python -m p2p_helpers edit --source "a cat on the grass" --target "a dog on the grass" \\
       --target "a tiger on the grass" --blend cat --cross 0.6 --self 0.2 --out out/
-  python -m p2p_helpers edit --model sd15 --source "a squirrel eating a burger" --target "a lion eating a burger" --out out/
+  python -m p2p_helpers edit --model sd15 --source "a squirrel eating a burger" \\
+      --target "a lion eating a burger" --out out/
 """
 
 
@@ -25,9 +26,10 @@ def parser() -> argparse.ArgumentParser:
     edit.add_argument("--reweight", action="append", type=_weight, default=[], metavar="WORD=C",
                       help="multiply a word's attention")
     edit.add_argument("--blend", action="append", metavar="WORD", help="change the picture only where this word is")
-    edit.add_argument("--cross", type=float, default=.8, help="part of the steps with the source's cross-attention (%(default)s)")
+    edit.add_argument("--cross", type=float, default=.8,
+                      help="part of the steps with the source's cross-attention (%(default)s)")
     edit.add_argument("--self", type=float, default=.4, dest="self_", help="the same for self-attention (%(default)s)")
-    edit.add_argument("--model", help="a name such as sd15, a folder, or owner/name on the hub; default: the bundled model")
+    edit.add_argument("--model", help="a name such as sd15, a folder, or owner/name on the hub (the bundled one)")
     edit.add_argument("--steps", type=int, default=50)
     edit.add_argument("--guidance", type=float, default=7.5)
     edit.add_argument("--seed", type=int, default=0)

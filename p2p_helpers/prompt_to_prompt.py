@@ -147,7 +147,8 @@ def edit_prompt(pipe, source: str, target: str | Edit | Sequence[str | Edit] | N
                 "guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "height": height, "width": width,
                 "cross_replace_steps": cross_replace_steps, "self_replace_steps": self_replace_steps, "mode": mode,
                 "self_resolution": controller.self_resolution, "blend": _described(local)}
-    return EditResult(to_pil(decode(pipe, latents)), latents.float(), tuple(edits), controller.maps, controller.mask, settings)
+    images = to_pil(decode(pipe, latents))
+    return EditResult(images, latents.float(), tuple(edits), controller.maps, controller.mask, settings)
 
 
 def _weighted(edits: list[Edit], weights: Mapping[str, float]) -> list[Edit]:

@@ -177,7 +177,8 @@ def align(source: Prompt, target: Prompt, pairs: Iterable[tuple[Word, Word]], mo
         if len(s) == len(t):
             matrix[s, t] = 1
         else:
-            matrix[torch.tensor(s)[:, None], torch.tensor(t)] = {"average": 1 / len(t), "copy": 1 / len(s), "sum": 1}[mode]
+            mass = {"average": 1 / len(t), "copy": 1 / len(s), "sum": 1.}[mode]
+            matrix[torch.tensor(s)[:, None], torch.tensor(t)] = mass
     matrix[0, 0] = 1
     for j in range(target.end, length):
         if (i := source.end + j - target.end) < length:

@@ -31,11 +31,12 @@ def edit_control(pipe, source: str, target: str, *, seed: int = 0, steps: int = 
         Its children are the knobs, a message, and the two pictures; it works under ipywidgets 7 and 8.
     """
     text = {"layout": W.Layout(width="36em"), "continuous_update": False}
+    share = {"min": 0, "max": 1, "step": .05, "continuous_update": False}
     knobs = {
         "source": W.Text(source, description="source", **text),
         "target": W.Text(target, description="target", **text),
-        "cross_replace_steps": W.FloatSlider(.8, min=0, max=1, step=.05, description="cross τ", continuous_update=False),
-        "self_replace_steps": W.FloatSlider(.4, min=0, max=1, step=.05, description="self τ", continuous_update=False),
+        "cross_replace_steps": W.FloatSlider(.8, description="cross τ", **share),
+        "self_replace_steps": W.FloatSlider(.4, description="self τ", **share),
         "word": W.Text(weight_of, description="word", placeholder="of the target", continuous_update=False),
         "weight": W.FloatSlider(1, min=-2, max=5, step=.25, description="weight", continuous_update=False),
         "seed": W.BoundedIntText(seed, min=0, max=2**31 - 1, description="seed"),
