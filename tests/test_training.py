@@ -341,6 +341,16 @@ def test_commands_make_a_pipeline_and_go_on_from_it(tmp_path, monkeypatch):
     assert card["samples_seen"] == 8 and len(card["commands"]) == 2
 
 
+def test_decoder_only_keeps_the_latents(tmp_path, monkeypatch):
+    monkeypatch.setitem(presets.PRESETS, "cpu", TINY)
+    monkeypatch.setattr(autoencoder, "HELD_OUT", 2)
+    autoencoder.main(["--out", str(tmp_path / "ae")])
+    autoencoder.main(["--init", str(tmp_path / "ae"), "--decoder-only", "--out", str(tmp_path / "more")])
+    before, after = (loop.load_file(tmp_path / run / "vae" / "diffusion_pytorch_model.safetensors") for run in ("ae", "more"))
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"decoder", "post_quant_conv"}
+
+
 def test_no_start_is_a_clear_error(tmp_path, capsys):
     with pytest.raises(SystemExit):
         text_to_image.main(["--out", str(tmp_path)])

@@ -57,7 +57,8 @@ def loss(settings: AutoencoderSettings, model, batch: dict, share: float) -> tup
     pictures = to_pictures(batch["pictures"])
     if share < settings.crop_share:
         pictures = torch.cat([_crops(pictures, settings.crop) for _ in range(2)])
-    posterior = model.encode(pictures).latent_dist
+    with torch.set_grad_enabled(model.encoder.conv_in.weight.requires_grad):
+        posterior = model.encode(pictures).latent_dist
     reconstruction = reconstruction_loss(model.decode(posterior.sample()).sample, pictures)
     divergence = posterior.kl().mean()
     return reconstruction + 1e-6 * divergence, {"reconstruction": reconstruction.item(), "kl": divergence.item()}
@@ -104,7 +105,12 @@ def save_sheet(path: Path, pictures: torch.Tensor, columns: int) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Train, or go on with, the autoencoder."""
     quiet_libraries()
-    options = arguments(__doc__).parse_args(argv)
+    parser = arguments(__doc__)
+    parser.add_argument("--decoder-only", action="store_true",
+                        help="leave the encoder of --init as it is, and with it the latents that other models learned")
+    options = parser.parse_args(argv)
+    if options.decoder_only and not options.init:
+        parser.error("--decoder-only needs --init: the encoder to keep")
     settings = PRESETS[options.preset].autoencoder
     if options.init:
         settings = dataclasses.replace(settings, crop_share=0.)      # whole pictures from the start
@@ -117,6 +123,9 @@ def main(argv: list[str] | None = None) -> None:
     batches = partial(stream, Pictures(of, settings.batch_size), seed=loop.seed, workers=loop.workers)
     model = build(settings) if options.init is None else AutoencoderKL.from_pretrained(
         options.init, subfolder="vae").float()
+    if options.decoder_only:
+        model.encoder.requires_grad_(False)
+        model.quant_conv.requires_grad_(False)
     train(model, batches, partial(loss, settings), loop, options.out, edges=EDGES,
           minutes=options.minutes, export=partial(export, options.out, held_out, measured))
 
