@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import wraps
 
 import torch
 from diffusers.models.attention_processor import (Attention, AttnProcessor, AttnProcessor2_0, AttnProcessorNPU,
@@ -45,12 +46,12 @@ def attention_layers(unet) -> list[Layer]:
 def default_resolution(unet, *, self_attention: bool = False) -> int:
     """The finest layers whose self-attention is injected, or that are recorded and blended by.
 
-    A quarter of the latents' own side, as Google's 16 of 64 in Stable Diffusion 1.x. Where no layer is as coarse
-    the coarsest is taken for self-attention; maps of 16 x 16 are always recorded.
+    A quarter of the latents' own side, as Google's 16 of 64 in Stable Diffusion 1.x. Maps of up to 16 x 16 are always
+    recorded; self-attention is injected in the coarsest layers at least.
     """
-    quarter = unet.config.sample_size // 4
-    coarsest = min(layer.resolution for layer in attention_layers(unet))
-    return max(quarter, coarsest if self_attention else 16)
+    known = [layer.resolution for layer in attention_layers(unet) if layer.cross != self_attention]
+    limit = max(unet.config.sample_size // 4, min(known) if self_attention else 16)
+    return max((resolution for resolution in known if resolution <= limit), default=min(known))
 
 
 @contextmanager
@@ -142,8 +143,8 @@ class _Clock:
     So it does not matter how often a scheduler calls the UNet in a step, or whether img2img starts late.
     """
 
-    def __init__(self, scheduler):
-        self.scheduler = scheduler
+    def __init__(self, pipe):
+        self.pipe = pipe
         self.timesteps: list[float] = []        # of this run, descending
         self.t: float | None = None             # the last one seen
 
@@ -151,7 +152,7 @@ class _Clock:
         """Note a timestep; one that rises starts a new run, which is what is returned."""
         starts = self.t is None or t > self.t
         if starts:
-            scheduled = torch.as_tensor(self.scheduler.timesteps).float().unique().tolist()
+            scheduled = torch.as_tensor(self.pipe.scheduler.timesteps).float().unique().tolist()
             self.timesteps = sorted((s for s in scheduled if s <= t), reverse=True) or [t]
         self.t = t
         return starts
@@ -180,7 +181,7 @@ class Controller:
         self.record_resolution = (record and record.resolution) or finest
         self.maps = AttentionMaps(self.prompts, record) if record else None
         self.blender = Blender(local, self.prompts, finest) if local else None
-        self._clock = _Clock(pipe.scheduler)
+        self._clock = _Clock(pipe)
         self._call: _Call | None = None
         self._check_resolutions()
 
@@ -245,6 +246,7 @@ class Controller:
         return run
 
     def _blending(self, step):
+        @wraps(step)        # pipelines look at its signature for eta and generator
         def run(model_output, timestep, sample, *args, **kwargs):
             output = step(model_output, timestep, sample, *args, **kwargs)
             if isinstance(output, tuple):
@@ -294,7 +296,8 @@ class Controller:
         output = scaled_dot_product_attention(q, k, v)
         if both:
             from_source = (x[source].expand(len(both), -1, -1, -1) for x in (q, k))
-            output[list(both)] += scaled_dot_product_attention(*from_source, torch.stack(list(both.values())))
+            added = scaled_dot_product_attention(*from_source, torch.stack(list(both.values())))
+            output = output.index_add(0, torch.tensor(list(both), device=output.device), added)
         return output
 
     def _self(self, layer: Layer, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -387,9 +390,11 @@ def _check_layers(unet, processors: dict) -> None:
             raise TypeError(f"layer {name} has a {type(processor).__name__}; control knows "
                             f"{', '.join(kind.__name__ for kind in KNOWN_PROCESSORS)} (call "
                             "pipe.disable_attention_slicing() and unload adapters first)")
-        extras = [attn.group_norm, attn.spatial_norm, attn.norm_cross, attn.norm_q, attn.norm_k, attn.added_kv_proj_dim]
-        if any(extra is not None and extra is not False for extra in extras) or attn.residual_connection:
-            raise TypeError(f"layer {name} is no plain attention as in Stable Diffusion: it normalises or adds keys")
+        extras = [attn.group_norm, attn.spatial_norm, attn.norm_cross, attn.norm_q, attn.norm_k, attn.added_kv_proj_dim,
+                  attn.residual_connection, ".attn1." in name and attn.is_cross_attention]
+        if any(extra is not None and extra is not False for extra in extras):
+            raise TypeError(f"layer {name} is no plain attention as in Stable Diffusion: it normalises, adds keys, or "
+                            "its self-attention looks at the prompt")
 
 
 def _check_same_noise(samples: torch.Tensor, changes: Sequence[_Change]) -> None:

@@ -8,9 +8,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +21,15 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from .metrics import psnr
+from .images import to_array
 from .models import check_prompt
 from .runtime import atomic_folder, closest
-from .sampling import alpha_bar, ddim_step, decode, encode_image, encode_prompt, predict_noise, previous_timestep
+from .sampling import alpha_bar, ddim_step, encode_image, encode_prompt, guide, predict_noise, previous_timestep
 
 __all__ = ["Inversion", "METHODS", "NullText", "invert", "load_inversion", "picture_key"]
+
+METHODS = ("ddim", "fixed-point", "negative-prompt", "null-text", "direct")
+_GRADIENT_SCALE = 2.**12        # keeps gradients of a float16 UNet above its smallest number
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,169 @@ def load_inversion(folder: str | os.PathLike, **expected) -> Inversion:
                      described["puts_back"], described["settings"], described["cost"])
 
 
-def picture_key(latents: torch.Tensor) -> str:
-    """A short name for a picture: of the bytes of its latents, rounded to hundredths."""
-    rounded = (latents.float() * 100).round().to(torch.int16).cpu().contiguous()
-    return hashlib.sha256(rounded.numpy().tobytes()).hexdigest()[:16]
+def picture_key(image) -> str:
+    """A short name for a picture, from its pixels."""
+    pixels = to_array(image)
+    return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()[:16]
+
+
+# ---- the methods ----------------------------------------------------------------------------------------------------
+
+
+def invert(pipe, image, prompt: str, method: str = "direct", *, steps: int = 50, guidance_scale: float = 7.5,
+           inversion_guidance_scale: float = 1., fixed_point_steps: int = 5,
+           null_text: NullText = NullText()) -> Inversion:
+    """Find the noise from which sampling with a prompt gives a picture.
+
+    Parameters
+    ----------
+    pipe : StableDiffusionPipeline with a DDIM scheduler
+    image : picture of a size that the model can make
+    prompt : str
+        What the picture shows; it becomes the source of edits.
+    method : {"ddim", "fixed-point", "negative-prompt", "null-text", "direct"}
+        ddim: Song et al. 2021 (arXiv:2010.02502) eq. 12 run backwards, with the noise predicted at the destination's
+        timestep on the latents it starts from. fixed-point: the same equation solved for the destination by
+        iteration. negative-prompt: ddim, and sampling takes the prompt as negative prompt (arXiv:2305.16807).
+        null-text: ddim, and the empty prompt's embedding is optimised at each step (arXiv:2211.09794). direct: ddim, and
+        the source's latents are put back after each step (arXiv:2310.01506).
+    guidance_scale : float
+        Of the sampling to come; null-text optimises for it.
+    inversion_guidance_scale : float
+        Of the inversion itself; only 1 follows the model's own equation.
+    fixed_point_steps : int
+        Evaluations a step of "fixed-point".
+
+    Raises
+    ------
+    ValueError
+        If the method is unknown, the prompt empty or too long, or the picture of a size that the model cannot make.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method {method!r} is unknown; {closest(method, METHODS)}")
+    check_prompt(pipe, prompt)
+    started, counter = time.perf_counter(), _Counter()
+    pipe.scheduler.set_timesteps(steps)
+    iterations = fixed_point_steps if method == "fixed-point" else 1
+    with counter.counting(pipe.unet):
+        trajectory = _ddim_trajectory(pipe, encode_image(pipe, [image]), encode_prompt(pipe, ["", prompt]),
+                                      inversion_guidance_scale, iterations)
+        unconditional = _unconditional(pipe, method, trajectory, prompt, guidance_scale, null_text)
+    settings = {"picture": picture_key(image), "model": str(pipe.config._name_or_path).rpartition("/")[2], "steps": steps,
+                "guidance_scale": guidance_scale, "inversion_guidance_scale": inversion_guidance_scale}
+    if method == "fixed-point":
+        settings["fixed_point_steps"] = fixed_point_steps
+    if method == "null-text":
+        settings |= dataclasses.asdict(null_text)
+    cost = {"seconds": time.perf_counter() - started, "unet_evaluations": counter.evaluations}
+    return Inversion(method, prompt, trajectory, unconditional, method == "direct", settings, cost)
+
+
+@torch.no_grad()
+def _ddim_trajectory(pipe, latents: torch.Tensor, embeddings: torch.Tensor, guidance_scale: float,
+                     iterations: int) -> torch.Tensor:
+    """From latents (1, 4, h, w) to noise, (N + 1, 4, h, w); `iterations` > 1 solves each step for its own end."""
+    trajectory = [latents]
+    for t in pipe.progress_bar(pipe.scheduler.timesteps.flip(0)):
+        a_from, a_to = (alpha_bar(pipe.scheduler, s) for s in (previous_timestep(pipe.scheduler, t), t))
+        end = latents
+        for _ in range(iterations):
+            eps = predict_noise(pipe, end, t, embeddings, guidance_scale)
+            end = ddim_step(latents, eps, a_from, a_to)
+        latents = end
+        trajectory.append(latents)
+    return torch.cat(trajectory)
+
+
+def _unconditional(pipe, method: str, trajectory: torch.Tensor, prompt: str, guidance_scale: float,
+                   settings: NullText) -> torch.Tensor | None:
+    """The embeddings that take the negative prompt's place in sampling, (N, L, C), or None."""
+    if method == "negative-prompt":
+        return encode_prompt(pipe, prompt).float().repeat(len(trajectory) - 1, 1, 1)
+    if method == "null-text":
+        return _null_text(pipe, trajectory, prompt, guidance_scale, settings)
+    return None
+
+
+def _null_text(pipe, trajectory: torch.Tensor, prompt: str, guidance_scale: float, settings: NullText) -> torch.Tensor:
+    """Optimise the empty prompt's embedding step by step, each from the one before: (N, L, C) float32."""
+    conditional, embedding = encode_prompt(pipe, prompt), encode_prompt(pipe, "").float()      # (1, L, C)
+    latents, found, failed = trajectory[-1:], [], []
+    with _frozen(pipe.unet):
+        for i, t in enumerate(pipe.progress_bar(pipe.scheduler.timesteps)):
+            goal = trajectory[len(trajectory) - 2 - i][None]
+            step = _guided_step(pipe, latents, t, conditional, guidance_scale)
+            embedding, improved = _optimise(lambda e: (step(e) - goal).square().mean(), embedding,
+                                            settings.learning_rate * (1 - i / 100), settings.stop_at + i * 2e-5,
+                                            settings.inner_steps)
+            failed += [] if improved else [i]
+            with torch.no_grad():
+                latents = step(embedding)
+            found.append(embedding)
+    if failed:
+        warnings.warn(f"null-text optimisation did not lower the loss at steps {failed}; the best embedding was kept. "
+                      "Lower NullText.learning_rate", stacklevel=3)
+    return torch.cat(found)
+
+
+def _guided_step(pipe, latents: torch.Tensor, t, conditional: torch.Tensor,
+                 guidance_scale: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The DDIM step from `latents` as a function of the unconditional embedding (1, L, C) alone."""
+    a_t, a_prev = (alpha_bar(pipe.scheduler, s) for s in (t, previous_timestep(pipe.scheduler, t)))
+    with torch.no_grad():
+        eps_cond = predict_noise(pipe, latents, t, conditional, 1.)
+
+    def step(embedding: torch.Tensor) -> torch.Tensor:
+        eps = guide(predict_noise(pipe, latents, t, embedding, 1.), eps_cond, guidance_scale)
+        return ddim_step(latents, eps, a_t, a_prev)
+    return step
+
+
+def _optimise(loss_of: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor, learning_rate: float,
+              stop_at: float, steps: int) -> tuple[torch.Tensor, bool]:
+    """Adam on an embedding in float32; return the best one seen, and whether the loss fell or was low already."""
+    embedding = start.clone().requires_grad_(True)
+    optimiser = torch.optim.Adam([embedding], lr=learning_rate)
+    best, lowest, first = start, float("inf"), None
+    for step in range(steps + 1):
+        with torch.set_grad_enabled(step < steps):
+            loss = loss_of(embedding)
+        value = loss.item()
+        first = value if first is None else first
+        if value < lowest:
+            best, lowest = embedding.detach().clone(), value
+        if value < stop_at or step == steps or not math.isfinite(value):
+            break
+        (embedding.grad,) = torch.autograd.grad(loss * _GRADIENT_SCALE, embedding)
+        embedding.grad /= _GRADIENT_SCALE
+        optimiser.step()
+    return best, lowest < first or lowest < stop_at
+
+
+class _Counter:
+    """Counts pictures that went through the UNet."""
+
+    def __init__(self):
+        self.evaluations = 0
+
+    @contextmanager
+    def counting(self, unet) -> Iterator[None]:
+        def count(module, args, kwargs):
+            self.evaluations += len(args[0] if args else kwargs["sample"])
+        hook = unet.register_forward_pre_hook(count, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+
+@contextmanager
+def _frozen(model) -> Iterator[None]:
+    """No parameter of the model takes a gradient inside the block."""
+    asked = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asked:
+            parameter.requires_grad_(True)

@@ -144,7 +144,7 @@ class AttentionMaps:
         means = [mean for (entry, at), mean in self._means.items() if entry in found and step in (None, at)]
         if not means:
             raise ValueError(self._nothing(cross, place=place, resolution=resolution, layer=layer, step=step))
-        heads = slice(None) if head is None else slice(head, head + 1)
+        heads = slice(None) if head is None else [head]
         return torch.stack([mean[prompt, heads].mean(0) for mean in means]).mean(0), self._grids[found[0]]
 
     def state(self) -> tuple[dict[str, torch.Tensor], list[dict]]:
@@ -163,9 +163,9 @@ class AttentionMaps:
         return maps
 
     def _nothing(self, cross: bool, **asked) -> str:
+        if asked["layer"] not in (None, *(entry.name for entry in self.layers)):
+            return f"layer {asked['layer']!r} was not recorded; {closest(asked['layer'], [e.name for e in self.layers])}"
         asked = ", ".join(f"{name}={value!r}" for name, value in asked.items() if value is not None)
         have = sorted({f"{entry.place} {entry.resolution}" for entry in self.layers if entry.cross == cross})
-        if asked.startswith("layer"):
-            asked += f" ({closest(asked, [entry.name for entry in self.layers])})"
         return (f"no {'cross' if cross else 'self'}-attention was recorded for {asked or 'anything'}; "
                 f"there is: {', '.join(have) or 'nothing'}; steps: {self.steps or 'averaged'}")

@@ -163,6 +163,7 @@ class ReferenceAttention:
                    for x in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)))
         maps = torch.softmax(torch.einsum("bhpd,bhld->bhpl", q, k) / q.shape[-1] ** .5, dim=-1)
         step = self.run.steps_of_calls[self.calls] if self.run.steps_of_calls else self.calls
+        self.run.own[self.name, step] = maps[-self.run.count:]
         maps = self.run.edited(maps, cross, step)
         self.calls += 1
         self.run.maps[self.name, step] = maps[-self.run.count:]
@@ -176,7 +177,8 @@ class Run:
     def __init__(self, targets: Sequence[Target], self_pixels: int, steps_of_calls, blend: Blend | None):
         self.targets, self.self_pixels, self.blend = targets, self_pixels, blend
         self.steps_of_calls, self.count = steps_of_calls, len(targets) + 1
-        self.maps: dict[tuple[str, int], torch.Tensor] = {}     # (layer, step) to (P, heads, pixels, tokens or pixels)
+        self.own: dict[tuple[str, int], torch.Tensor] = {}      # (layer, step) to (P, heads, pixels, tokens or pixels)
+        self.maps: dict[tuple[str, int], torch.Tensor] = {}     # the same after the edit
 
     def edited(self, maps: torch.Tensor, cross: bool, step: int) -> torch.Tensor:
         maps = maps.clone()

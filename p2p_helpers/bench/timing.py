@@ -51,7 +51,7 @@ def ratio(seconds: Sequence[float], base: Sequence[float]) -> float:
 
 
 def exact_memory() -> dict[str, str]:
-    """Environment of a process whose resident size follows its tensors: glibc's malloc unmaps each large one at once."""
+    """Environment of a process whose resident size follows its tensors: glibc unmaps every large one as it is freed."""
     return {"MALLOC_MMAP_THRESHOLD_": str(2**16)}
 
 
