@@ -187,7 +187,7 @@ def test_memory_of_a_run_stays_within_the_limit(sd_pipe):
     (dict(head=0), r"heads were averaged; record with keep=\('head',\)"),
     (dict(place="down"), "no cross-attention was recorded for place='down'.*there is: mid 2, up 4"),
     (dict(resolution=16), "no cross-attention was recorded for resolution=16.*there is: mid 2, up 4"),
-    (dict(layer="mid_block"), "no cross-attention was recorded for layer='mid_block'")])
+    (dict(layer="mid_block"), "layer 'mid_block' was not recorded")])
 def test_what_was_not_recorded_is_said(small, ask, message):
     maps = small()
     maps.add(COARSE, 0, (2, 2), maps_of(COARSE))
