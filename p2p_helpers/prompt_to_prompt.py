@@ -12,15 +12,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from .attention import control
+from .attention import Controller, control
 from .blending import LocalBlend
 from .edits import Edit, Window, mix, reweight
 from .images import load_image, save_image, to_pil
+from .inversion import Inversion
 from .models import check_prompt
 from .prompts import Prompt, Word
 from .recording import AttentionMaps, Record
 from .runtime import atomic_folder
-from .sampling import decode, initial_latents
+from .sampling import decode, generate, initial_latents
 
 __all__ = ["EditResult", "edit_prompt", "load_result"]
 
@@ -93,14 +94,15 @@ def _prompt(fields: dict) -> Prompt:
     return Prompt(fields["text"], tuple(fields["tokens"]), words, tuple(map(tuple, fields["spans"])))
 
 
-def edit_prompt(pipe, source: str, target: str | Edit | Sequence[str | Edit] | None = None, *, seed: int,
+def edit_prompt(pipe, source: str, target: str | Edit | Sequence[str | Edit] | None = None, *,
+                seed: int | None = None, inversion: Inversion | None = None,
                 weights: Mapping[str, float] | None = None,
                 cross_replace_steps: Window | Mapping[str, Window] = .8, self_replace_steps: Window = .4,
                 mode: str = "average", blend: str | Sequence[str] | LocalBlend | None = None,
                 steps: int = 50, guidance_scale: float = 7.5, negative_prompt: str = "",
                 height: int | None = None, width: int | None = None, record: Record | None = Record(),
                 self_resolution: int | None = None, low_memory: bool = False) -> EditResult:
-    """Generate a picture and edits of it that keep its structure, from one seed.
+    """Generate a picture, or take an inverted one, and make edits of it that keep its structure.
 
     Parameters
     ----------
@@ -110,6 +112,11 @@ def edit_prompt(pipe, source: str, target: str | Edit | Sequence[str | Edit] | N
     target : str, Edit or several, optional
         Prompts, aligned with the source by `edits.mix`, or edits built by hand. By default the source again, for
         `weights` to work on.
+    seed : int
+        Of the picture to generate.
+    inversion : Inversion, instead of a seed
+        A picture that nobody generated, see `inversion.invert`; it has been inverted with `source`, and says how many
+        steps are taken. Its pipeline has a DDIM scheduler.
     weights : dict, optional
         Word to weight, see `edits.reweight`; a word counts in every target that has it.
     cross_replace_steps, self_replace_steps, mode
@@ -128,8 +135,13 @@ def edit_prompt(pipe, source: str, target: str | Edit | Sequence[str | Edit] | N
     Raises
     ------
     ValueError
-        If a word is in none of the targets, a part of the steps lies outside [0, 1], or a prompt is empty or too long.
+        If a word is in none of the targets, a part of the steps lies outside [0, 1], a prompt is empty or too long, or
+        the inversion is of another prompt.
     """
+    if (seed is None) == (inversion is None):
+        raise ValueError("edit_prompt takes either the seed of a picture to generate, or an inversion")
+    if inversion is not None and inversion.prompt != source:
+        raise ValueError(f"the inversion was made with {inversion.prompt!r}, not with the source {source!r}")
     options = dict(cross_replace_steps=cross_replace_steps, self_replace_steps=self_replace_steps, mode=mode)
     given = [target if target is not None else source] if target is None or isinstance(target, str | Edit) else target
     edits = [entry if isinstance(entry, Edit) else mix(pipe, source, entry, **options) for entry in given]
@@ -137,18 +149,30 @@ def edit_prompt(pipe, source: str, target: str | Edit | Sequence[str | Edit] | N
     local = blend if isinstance(blend, LocalBlend | None) else _blend_of(edits, blend)
     prompts = [source, *(edit.target.text for edit in edits)]
     check_prompt(pipe, negative_prompt, allow_empty=True)
-    latents = initial_latents(pipe, [seed] * len(prompts), height, width)           # (P, 4, h, w), all the same
     with control(pipe, edits, record=record, blend=local, self_resolution=self_resolution,
                  low_memory=low_memory) as controller:
-        latents = pipe(prompts, negative_prompt=[negative_prompt] * len(prompts), latents=latents.to(pipe.unet.dtype),
-                       num_inference_steps=steps, guidance_scale=guidance_scale, height=height, width=width,
-                       output_type="latent").images
-    settings = {"source": source, "targets": prompts[1:], "seed": seed, "steps": steps, "weights": dict(weights or {}),
+        if inversion is None:
+            noise = initial_latents(pipe, [seed] * len(prompts), height, width)     # (P, 4, h, w), all the same
+            latents = pipe(prompts, negative_prompt=[negative_prompt] * len(prompts), latents=noise.to(pipe.unet.dtype),
+                           num_inference_steps=steps, guidance_scale=guidance_scale, height=height, width=width,
+                           output_type="latent").images
+        else:
+            latents = _from_inversion(pipe, prompts, inversion, controller, guidance_scale, negative_prompt)
+    settings = {"source": source, "targets": prompts[1:], "seed": seed, "inversion": inversion and inversion.method,
+                "steps": inversion.steps if inversion else steps, "weights": dict(weights or {}),
                 "guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "height": height, "width": width,
                 "cross_replace_steps": cross_replace_steps, "self_replace_steps": self_replace_steps, "mode": mode,
                 "self_resolution": controller.self_resolution, "blend": _described(local)}
     images = to_pil(decode(pipe, latents))
     return EditResult(images, latents.float(), tuple(edits), controller.maps, controller.mask, settings)
+
+
+def _from_inversion(pipe, prompts: list[str], inversion: Inversion, controller: Controller, guidance_scale: float,
+                    negative_prompt: str) -> torch.Tensor:
+    """Sample from an inverted picture: latents (P, 4, h, w)."""
+    return generate(pipe, prompts, latents=inversion.latents, unconditional=inversion.unconditional,
+                    steps=inversion.steps, guidance_scale=guidance_scale, negative_prompt=negative_prompt,
+                    callback=lambda i, t, latents: controller.blend(inversion.put_back(i, latents))).latents
 
 
 def _weighted(edits: list[Edit], weights: Mapping[str, float]) -> list[Edit]:

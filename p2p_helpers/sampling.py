@@ -25,7 +25,7 @@ Callback = Callable[[int, torch.Tensor, torch.Tensor], "torch.Tensor | None"]   
 
 @dataclass(frozen=True)
 class Generation:
-    """Images and everything needed to make them again."""
+    """Images and what they were made with."""
 
     images: list[Image.Image]
     latents: torch.Tensor               # (B, 4, h, w) float32, after the last step
@@ -37,7 +37,7 @@ class Generation:
 @torch.no_grad()
 def encode_prompt(pipe: DiffusionPipeline, prompts: str | Sequence[str]) -> torch.Tensor:
     """The text encoder's last hidden states (B, L, C); an empty prompt is allowed, one too long is not."""
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    prompts = _listed(prompts)
     for prompt in prompts:
         check_prompt(pipe, prompt, allow_empty=True)
     length = prompt_length(pipe)
@@ -78,7 +78,7 @@ def predict_noise(pipe: DiffusionPipeline, latents: torch.Tensor, t, embeddings:
                          f"not {len(embeddings)}")
     model_input = torch.cat([latents, latents]) if guided else latents          # (2B, 4, h, w)
     embeddings = embeddings[-len(model_input):]                                 # (2B, L, C)
-    output = pipe.unet(model_input.to(pipe.unet.dtype), t, encoder_hidden_states=embeddings).sample.float()
+    output = pipe.unet(model_input.to(pipe.unet.dtype), t, encoder_hidden_states=embeddings.to(pipe.unet.dtype)).sample.float()
     if guided:
         output = guide(*output.chunk(2), guidance_scale)                        # (B, 4, h, w)
     return to_epsilon(pipe.scheduler, output, latents, t)
@@ -135,7 +135,8 @@ def encode_image(pipe: DiffusionPipeline, images) -> torch.Tensor:
 
 @torch.no_grad()
 def generate(pipe: DiffusionPipeline, prompts: str | Sequence[str], *, negative_prompt: str = "",
-             steps: int = 50, guidance_scale: float = 7.5, seeds: int | Sequence[int],
+             steps: int = 50, guidance_scale: float = 7.5, seeds: int | Sequence[int] = (),
+             latents: torch.Tensor | None = None, unconditional: torch.Tensor | None = None,
              height: int | None = None, width: int | None = None,
              callback: Callback | None = None) -> Generation:
     """Generate an image for each prompt and seed by DDIM: the stock pipeline's result, step by step.
@@ -145,6 +146,10 @@ def generate(pipe: DiffusionPipeline, prompts: str | Sequence[str], *, negative_
     prompts, seeds : one or several
         Paired; a single one serves all of the other. One seed for several prompts starts all from the same
         noise.
+    latents : tensor (1 or B, 4, h, w), optional
+        Where to start instead of noise from seeds, for example an inverted picture's.
+    unconditional : tensor (steps, L, C), optional
+        Embeddings that take the negative prompt's place, one for each step.
     guidance_scale : float
         1 runs the conditional branch alone, 0 ignores the prompt.
     height, width : int, optional
@@ -158,15 +163,17 @@ def generate(pipe: DiffusionPipeline, prompts: str | Sequence[str], *, negative_
         For an empty or too long prompt, a size that the model cannot make, or unequal numbers of prompts
         and seeds.
     """
-    prompts, seeds = _pair(prompts, seeds)
+    prompts, seeds = _pair(prompts, seeds) if latents is None else (_listed(prompts), [])
     for prompt in prompts:
         check_prompt(pipe, prompt)
     _check_steps(pipe.scheduler, steps)
-    height, width = check_size(pipe, height, width)
     embeddings = encode_prompt(pipe, [negative_prompt] * len(prompts) + prompts)            # (2B, L, C)
-    latents = initial_latents(pipe, seeds, height, width)                                   # (B, 4, h, w)
+    latents = initial_latents(pipe, seeds, height, width) if latents is None else latents
+    latents = latents.to(pipe._execution_device, torch.float32).expand(len(prompts), -1, -1, -1)    # (B, 4, h, w)
     pipe.scheduler.set_timesteps(steps)
     for i, t in enumerate(pipe.progress_bar(pipe.scheduler.timesteps)):
+        if unconditional is not None:
+            embeddings = _with_unconditional(embeddings, unconditional[i])
         eps = predict_noise(pipe, latents, t, embeddings, guidance_scale)
         a_t, a_prev = (alpha_bar(pipe.scheduler, s) for s in (t, previous_timestep(pipe.scheduler, t)))
         latents = ddim_step(latents, eps, a_t, a_prev)
@@ -174,14 +181,25 @@ def generate(pipe: DiffusionPipeline, prompts: str | Sequence[str], *, negative_
             changed = callback(i, t, latents)
             latents = latents if changed is None else changed
     images = to_pil(decode(pipe, latents))
+    width, height = images[0].size
     pipe.maybe_free_model_hooks()
     settings = {"negative_prompt": negative_prompt, "steps": steps, "guidance_scale": guidance_scale,
                 "height": height, "width": width}
     return Generation(images, latents, tuple(prompts), tuple(seeds), settings)
 
 
+def _with_unconditional(embeddings: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+    """Embeddings (2B, L, C) with (L, C) in place of the first half."""
+    count = len(embeddings) // 2
+    return torch.cat([embedding.to(embeddings).expand(count, -1, -1), embeddings[count:]])
+
+
+def _listed(prompts: str | Sequence[str]) -> list[str]:
+    return [prompts] if isinstance(prompts, str) else list(prompts)
+
+
 def _pair(prompts: str | Sequence[str], seeds: int | Sequence[int]) -> tuple[list[str], list[int]]:
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    prompts = _listed(prompts)
     seeds = [seeds] if isinstance(seeds, Integral) else list(seeds)
     count = max(len(prompts), len(seeds))
     prompts = prompts * count if len(prompts) == 1 else prompts
