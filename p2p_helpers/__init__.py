@@ -7,11 +7,13 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
 _HOMES = {"setup": "runtime", "measure": "runtime", "load": "models", "load_image": "images", "generate": "sampling",
+          "initial_latents": "sampling", "invert": "inversion",
           "swap": "edits", "refine": "edits", "mix": "edits", "reweight": "edits", "explain_edit": "edits",
           "control": "attention", "Record": "recording", "LocalBlend": "blending", "edit_prompt": "prompt_to_prompt",
           "Scene": "stickers", "Thing": "stickers", "caption": "stickers", "parse": "stickers", "render": "stickers",
           "replace": "stickers", "changed_mask": "stickers", "read": "stickers.oracle",
-          "agreement": "stickers.agreement", "score": "stickers.agreement"}
+          "agreement": "stickers.agreement", "knows": "stickers.agreement",
+          "score": "stickers.agreement"}
 
 __all__ = list(_HOMES)
 
