@@ -175,9 +175,8 @@ def explain(edit: Edit) -> Explanation:
     headline = [f"source: {edit.source.text}", f"target: {edit.target.text}",
                 f"self-attention injected: {_percent(edit.self_window)}"]
     headline += [f"gone from the source: {', '.join(gone)}"] if gone else []
-    rows = [(str(j), edit.target.tokens[j] if j <= edit.target.end else "(padding)", _partners(edit, j),
-             _percent(edit.windows[j].tolist()), f"{edit.weights[j]:g}") for j in range(edit.target.end + 2)
-            if j < len(edit.target.tokens)]
+    rows = [(str(j), _label(edit.target, j), _partners(edit, j), _percent(edit.windows[j].tolist()),
+             f"{edit.weights[j]:g}") for j in range(min(edit.target.end + 2, len(edit.target.tokens)))]
     return Explanation("\n".join(headline), tuple(rows))
 
 
@@ -189,9 +188,13 @@ def explain_edit(model, source: str, target: str, *, weights: Mapping[str, float
 
 def _partners(edit: Edit, j: int) -> str:
     column = edit.alignment.matrix[:, j]
-    parts = [f"{'' if column[i] == 1 else f'{column[i]:.3g} x '}{i} {edit.source.tokens[i]}"
+    parts = [f"{'' if column[i] == 1 else f'{column[i]:.3g} x '}{i} {_label(edit.source, i)}"
              for i in column.nonzero().flatten().tolist()]
     return " + ".join(parts) or "itself"
+
+
+def _label(prompt: Prompt, i: int) -> str:
+    return prompt.tokens[i] if i <= prompt.end else "(padding)"
 
 
 def _percent(window: Sequence[float]) -> str:
