@@ -210,7 +210,7 @@ def png(figure: Figure, *, colors: int | None = 256) -> bytes:
     figure.savefig(drawn, format="png")
     image = Image.open(drawn).convert("RGB")
     if colors is not None:
-        image = image.quantize(colors, dither=Image.Dither.NONE)
+        image = image.quantize(colors, kmeans=1, dither=Image.Dither.NONE)     # the median cut alone tints dark pixels
     image.save(packed, format="PNG", optimize=True)
     return packed.getvalue()
 

@@ -267,13 +267,13 @@ def arguments(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def note_command(folder: Path, module: str, argv: list[str] | None) -> str:
-    """Add the command of this session to a run's folder and return it."""
+def note_command(folder: Path, module: str, argv: list[str] | None) -> list[str]:
+    """Add the command of this session to a run's folder; return those of all its sessions."""
     command = shlex.join(["python", "-m", module, *(sys.argv[1:] if argv is None else argv)])
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / COMMANDS).open("a", encoding="utf-8") as commands:
         commands.write(command + "\n")
-    return command
+    return (folder / COMMANDS).read_text(encoding="utf-8").splitlines()
 
 
 def hardware() -> str:

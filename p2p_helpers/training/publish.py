@@ -79,8 +79,8 @@ def _publish(source: Path, target: Path, facts: dict, text: dict) -> None:
     with atomic_folder(target) as new:
         shutil.copytree(source, new, dirs_exist_ok=True)
         (new / CARD).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        (new / "README.md").write_text(
-            _CARD_TEXT.format(**text, table="\n".join(["| | |", "|---|---|", *_table({name: fact for name, fact in facts.items() if name != "kinds"})])), encoding="utf-8")
+        table = "\n".join(["| | |", "|---|---|", *_table({name: facts[name] for name in facts if name != "kinds"})])
+        (new / "README.md").write_text(_CARD_TEXT.format(**text, table=table), encoding="utf-8")
         for file in new.rglob("*"):
             file.chmod(0o755 if file.is_dir() else 0o644)
         write_checksums(new)

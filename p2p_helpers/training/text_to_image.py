@@ -106,7 +106,7 @@ def export(folder: Path, tokenizer, autoencoder, card: dict, model: TextToImage,
     """Write the whole pipeline with its card, and a sheet of samples."""
     pipe = pipeline(model, tokenizer, autoencoder)
     card = {**card, "minutes": round(card["minutes"] + progress.seconds / 60, 1),
-            "samples_seen": card["samples_seen"] + progress.samples, "steps": progress.step}
+            "samples_seen": card["samples_seen"] + progress.samples, "steps": card["steps"] + progress.step}
     with atomic_folder(folder / "model") as new:
         save_legacy(pipe, new)
         (new / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
@@ -126,10 +126,11 @@ def start(settings: TextToImageSettings, init: Path | None, autoencoder: Path | 
         of, rng = world("gpu"), np.random.default_rng(0)    # every word there is, so that all presets share it
         texts = [caption(sample_scene(rng, of), rng) for _ in range(settings.captions)]
         tokenizer = learn_tokenizer(texts, settings.prompt_length)
-        return build(settings, len(tokenizer)), tokenizer, vae, {"minutes": 0., "samples_seen": 0}
+        return build(settings, len(tokenizer)), tokenizer, vae, {"minutes": 0., "samples_seen": 0, "steps": 0}
     pipe = StableDiffusionPipeline.from_pretrained(init, local_files_only=True)
     card = json.loads((init / CARD).read_text(encoding="utf-8"))
-    past = {name: card[name] for name in ("commands", "minutes", "samples_seen", "autoencoder") if name in card}
+    kept = ("commands", "minutes", "samples_seen", "steps", "autoencoder")
+    past = {name: card[name] for name in kept if name in card}
     return TextToImage(pipe.unet.float(), pipe.text_encoder.float()), pipe.tokenizer, vae, past
 
 
@@ -152,7 +153,7 @@ def main(argv: list[str] | None = None) -> None:
     latents = cached_latents(autoencoder.to(device), of, settings.scenes, options.out, seed=options.seed,
                              workers=loop.workers)
     make = Captioned(latents, of, tokenizer, settings.batch_size, settings.empty_share, seed=options.seed)
-    commands = [*past.pop("commands", []), note_command(options.out, "p2p_helpers.training.text_to_image", argv)]
+    commands = [*past.pop("commands", []), *note_command(options.out, "p2p_helpers.training.text_to_image", argv)]
     card = {"commands": commands, "preset": options.preset, "seed": options.seed, "hardware": hardware(),
             "kinds": list(of.kinds), **past}
     batches = partial(stream, make, seed=loop.seed, workers=loop.workers)
