@@ -182,13 +182,21 @@ def runs(pipe, settings, *, resolution=None, grid=(16, 16), **options):
     return result, controller, expected, by_hand
 
 
+def decided_runs(pipe, settings, **options):
+    """`runs` with a threshold on which no pixel lies, since a hard mask may fall there either way."""
+    for more in (0, .007, .016, .027):      # the bundled model's weights change, and with them its maps
+        found = runs(pipe, {**settings, "threshold": settings["threshold"] + more}, **options)
+        if found[-1].margin > 1e-5:
+            return found
+    raise AssertionError("a pixel lies on every threshold")
+
+
 @pytest.mark.parametrize("name", ["sticker_pipe", "sd_pipe", "xl_pipe"])
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_local_blend_equals_the_reference(request, name, kind):
     pipe = request.getfixturevalue(name)
     where = dict(resolution=8, grid=(8, 8)) if name == "xl_pipe" else {}
-    result, controller, expected, by_hand = runs(pipe, SETTINGS[kind], guidance_scale=2., **where)
-    assert by_hand.margin > 1e-5, "a pixel lies on the threshold: choose another, a hard mask may fall either way"
+    result, controller, expected, by_hand = decided_runs(pipe, SETTINGS[kind], guidance_scale=2., **where)
     assert 0 < controller.mask.mean() < 1
     assert torch.allclose(controller.mask[1:, 0], by_hand.masks[-1][1:], atol=1e-3)
     assert len(by_hand.masks) == (2 if kind == "late" else 3) and distance(result, expected) < 1e-4
