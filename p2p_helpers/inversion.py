@@ -45,14 +45,14 @@ class NullText:
 class Inversion:
     """A picture as something that the sampler can start from.
 
-    Feed it to `prompt_to_prompt.edit_prompt`; sampling with its prompt gives the picture again, as well as the method can.
+    Feed it to `prompt_to_prompt.edit_prompt`; sampling with its prompt gives the picture again, as well as the method
+    can.
     """
 
     method: str
     prompt: str
     trajectory: torch.Tensor                # (N + 1, 4, h, w) float32: [0] is the picture's latents, [N] noise
     unconditional: torch.Tensor | None      # (N, L, C) float32, in the order of sampling; None: of the empty prompt
-    puts_back: bool                         # the source's latents are put back after each step (direct inversion)
     settings: Mapping[str, Any]             # picture, model, steps, guidance_scale ...: what must agree to use it again
     cost: Mapping[str, float]               # seconds, unet_evaluations
 
@@ -66,8 +66,8 @@ class Inversion:
         return len(self.trajectory) - 1
 
     def put_back(self, i: int, latents: torch.Tensor) -> torch.Tensor:
-        """The latents (P, 4, h, w) after step i of sampling, the source (row 0) on its trajectory again if so wanted."""
-        if not self.puts_back:
+        """The latents (P, 4, h, w) after step i of sampling, the source (row 0) on its trajectory again if direct."""
+        if self.method != "direct":
             return latents
         return torch.cat([self.trajectory[self.steps - 1 - i][None].to(latents), latents[1:]])
 
@@ -76,7 +76,7 @@ class Inversion:
         tensors = {"trajectory": self.trajectory.contiguous().cpu()}
         if self.unconditional is not None:
             tensors["unconditional"] = self.unconditional.contiguous().cpu()
-        described = {"method": self.method, "prompt": self.prompt, "puts_back": self.puts_back,
+        described = {"method": self.method, "prompt": self.prompt,
                      "settings": dict(self.settings), "cost": dict(self.cost)}
         with atomic_folder(folder) as new:
             save_file(tensors, new / "inversion.safetensors")
@@ -113,7 +113,7 @@ def load_inversion(folder: str | os.PathLike, **expected) -> Inversion:
                              "invert the picture again")
     tensors = load_file(folder / "inversion.safetensors")
     return Inversion(described["method"], described["prompt"], tensors["trajectory"], tensors.get("unconditional"),
-                     described["puts_back"], described["settings"], described["cost"])
+                     described["settings"], described["cost"])
 
 
 def picture_key(image) -> str:
@@ -140,8 +140,8 @@ def invert(pipe, image, prompt: str, method: str = "direct", *, steps: int = 50,
         ddim: Song et al. 2021 (arXiv:2010.02502) eq. 12 run backwards, with the noise predicted at the destination's
         timestep on the latents it starts from. fixed-point: the same equation solved for the destination by
         iteration. negative-prompt: ddim, and sampling takes the prompt as negative prompt (arXiv:2305.16807).
-        null-text: ddim, and the empty prompt's embedding is optimised at each step (arXiv:2211.09794). direct: ddim, and
-        the source's latents are put back after each step (arXiv:2310.01506).
+        null-text: ddim, and the empty prompt's embedding is optimised at each step (arXiv:2211.09794). direct: ddim,
+        and the source's latents are put back after each step (arXiv:2310.01506).
     guidance_scale : float
         Of the sampling to come; null-text optimises for it.
     inversion_guidance_scale : float
@@ -164,14 +164,14 @@ def invert(pipe, image, prompt: str, method: str = "direct", *, steps: int = 50,
         trajectory = _ddim_trajectory(pipe, encode_image(pipe, [image]), encode_prompt(pipe, ["", prompt]),
                                       inversion_guidance_scale, iterations)
         unconditional = _unconditional(pipe, method, trajectory, prompt, guidance_scale, null_text)
-    settings = {"picture": picture_key(image), "model": str(pipe.config._name_or_path).rpartition("/")[2], "steps": steps,
+    settings = {"picture": picture_key(image), "model": Path(pipe.config._name_or_path).name, "steps": steps,
                 "guidance_scale": guidance_scale, "inversion_guidance_scale": inversion_guidance_scale}
     if method == "fixed-point":
         settings["fixed_point_steps"] = fixed_point_steps
     if method == "null-text":
         settings |= dataclasses.asdict(null_text)
     cost = {"seconds": time.perf_counter() - started, "unet_evaluations": counter.evaluations}
-    return Inversion(method, prompt, trajectory, unconditional, method == "direct", settings, cost)
+    return Inversion(method, prompt, trajectory, unconditional, settings, cost)
 
 
 @torch.no_grad()

@@ -145,6 +145,8 @@ def edit_prompt(pipe, source: str, target: str | Edit | Sequence[str | Edit] | N
     options = dict(cross_replace_steps=cross_replace_steps, self_replace_steps=self_replace_steps, mode=mode)
     given = [target if target is not None else source] if target is None or isinstance(target, str | Edit) else target
     edits = [entry if isinstance(entry, Edit) else mix(pipe, source, entry, **options) for entry in given]
+    if any(edit.source.text != source for edit in edits):
+        raise ValueError(f"target: an edit was built from another source than {source!r}")
     edits = _weighted(edits, weights or {})
     local = blend if isinstance(blend, LocalBlend | None) else _blend_of(edits, blend)
     prompts = [source, *(edit.target.text for edit in edits)]

@@ -164,7 +164,8 @@ class AttentionMaps:
 
     def _nothing(self, cross: bool, **asked) -> str:
         if asked["layer"] not in (None, *(entry.name for entry in self.layers)):
-            return f"layer {asked['layer']!r} was not recorded; {closest(asked['layer'], [e.name for e in self.layers])}"
+            names = [entry.name for entry in self.layers]
+            return f"layer {asked['layer']!r} was not recorded; {closest(asked['layer'], names)}"
         asked = ", ".join(f"{name}={value!r}" for name, value in asked.items() if value is not None)
         have = sorted({f"{entry.place} {entry.resolution}" for entry in self.layers if entry.cross == cross})
         return (f"no {'cross' if cross else 'self'}-attention was recorded for {asked or 'anything'}; "

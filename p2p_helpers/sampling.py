@@ -78,7 +78,8 @@ def predict_noise(pipe: DiffusionPipeline, latents: torch.Tensor, t, embeddings:
                          f"not {len(embeddings)}")
     model_input = torch.cat([latents, latents]) if guided else latents          # (2B, 4, h, w)
     embeddings = embeddings[-len(model_input):]                                 # (2B, L, C)
-    output = pipe.unet(model_input.to(pipe.unet.dtype), t, encoder_hidden_states=embeddings.to(pipe.unet.dtype)).sample.float()
+    embeddings = embeddings.to(pipe.unet.dtype)
+    output = pipe.unet(model_input.to(pipe.unet.dtype), t, encoder_hidden_states=embeddings).sample.float()
     if guided:
         output = guide(*output.chunk(2), guidance_scale)                        # (B, 4, h, w)
     return to_epsilon(pipe.scheduler, output, latents, t)

@@ -178,7 +178,7 @@ def test_first_figure_stands_before_the_hand_work(path):
 
 
 def test_figures(path):
-    assert 5 <= sum(has_figure(cell) for cell in code(path)) <= 10
+    assert 5 <= sum("image/png" in output.get("data", {}) for cell in code(path) for output in cell.outputs) <= 10
 
 
 def test_code_cells_are_many_and_short(path):

@@ -42,6 +42,11 @@ def test_edits_built_by_hand_and_prompts_mix(tiny_pipe):
     assert torch.allclose(both.latents[2], alone.latents[1], atol=1e-4)
 
 
+def test_an_edit_of_another_source_is_refused(tiny_pipe):
+    with pytest.raises(ValueError, match="another source than 'a cat on the grass'"):
+        edit_prompt(tiny_pipe, SOURCE, mix(tiny_pipe, TARGET, SOURCE), **FAST)
+
+
 def test_weights_alone_edit_the_source(tiny_pipe):
     plain, strong = (edit_prompt(tiny_pipe, SOURCE, weights={"grass": c}, self_replace_steps=1.,
                                  cross_replace_steps=1., **FAST) for c in (1., 4.))
