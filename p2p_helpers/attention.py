@@ -255,9 +255,12 @@ class Controller:
             return output
         return run
 
-    def blend(self, latents: torch.Tensor) -> torch.Tensor:
-        """The local blend, if there is one, of the latents (P, C, H, W) that follow the UNet's last call."""
-        return self.blender(latents, self._clock.moment) if self.blender else latents
+    def blend(self, latents: torch.Tensor, source: torch.Tensor | None = None) -> torch.Tensor:
+        """The local blend, if there is one, of the latents (P, C, H, W) that follow the UNet's last call.
+
+        The source is row 0, or (1, C, H, W) at the same noise level, for instance from an inversion's trajectory.
+        """
+        return self.blender(latents, self._clock.moment, source) if self.blender else latents
 
     def callback(self, i: int, t: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         """`blend` as a callback of `sampling.generate`."""

@@ -110,9 +110,12 @@ def given_mask(settings: LocalBlend, count: int, size: tuple[int, int]) -> torch
     return ((mask >= .5).float() if hard else mask).expand(count, -1, -1, -1)
 
 
-def blend(latents: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Keep the source (row 0) outside the mask: x_source + mask (x - x_source), for latents (P, C, H, W)."""
-    source = latents[:1]
+def blend(latents: torch.Tensor, mask: torch.Tensor, source: torch.Tensor | None = None) -> torch.Tensor:
+    """Keep the source outside the mask: x_source + mask (x - x_source), for latents (P, C, H, W).
+
+    The source is row 0 of the latents, or (1, C, H, W) at the same noise level.
+    """
+    source = latents[:1] if source is None else source.to(latents)
     return source + mask.to(latents) * (latents - source)
 
 
@@ -135,8 +138,8 @@ class Blender:
         """Take in the maps (P, 2, h, w) of one layer at one step."""
         self._maps = maps if self._maps is None else self._maps + maps
 
-    def __call__(self, latents: torch.Tensor, moment: float) -> torch.Tensor:
-        """Blend latents (P, C, H, W) at a moment of the run in [0, 1], once start_blend is over."""
+    def __call__(self, latents: torch.Tensor, moment: float, source: torch.Tensor | None = None) -> torch.Tensor:
+        """Blend latents (P, C, H, W) at a moment of the run in [0, 1], once start_blend is over; see `blend`."""
         self.was_asked = True
         if moment < self.settings.start_blend:
             return latents
@@ -145,4 +148,4 @@ class Blender:
             self.mask = given_mask(self.settings, self.count, size).to(latents.device)
         else:
             self.mask = blend_mask(self._maps, size, self.settings)
-        return blend(latents, self.mask)
+        return blend(latents, self.mask, source)

@@ -24,9 +24,10 @@ from safetensors.torch import load_file, save_file
 from .images import to_array
 from .models import check_prompt
 from .runtime import atomic_folder, closest
-from .sampling import alpha_bar, ddim_step, encode_image, encode_prompt, guide, predict_noise, previous_timestep
+from .sampling import (alpha_bar, ddim_step, encode_image, encode_prompt, guide, predict_noise, previous_timestep,
+                       sampling_timesteps)
 
-__all__ = ["Inversion", "METHODS", "NullText", "invert", "load_inversion", "picture_key"]
+__all__ = ["Inversion", "METHODS", "NullText", "ddim_trajectory", "invert", "load_inversion", "picture_key"]
 
 METHODS = ("ddim", "fixed-point", "negative-prompt", "null-text", "direct")
 _GRADIENT_SCALE = 2.**12        # keeps gradients of a float16 UNet above its smallest number
@@ -65,11 +66,15 @@ class Inversion:
     def steps(self) -> int:
         return len(self.trajectory) - 1
 
+    def after(self, i: int) -> torch.Tensor:
+        """The picture's latents as noisy as those after step i of sampling: (1, 4, h, w)."""
+        return self.trajectory[self.steps - 1 - i][None]
+
     def put_back(self, i: int, latents: torch.Tensor) -> torch.Tensor:
         """The latents (P, 4, h, w) after step i of sampling, the source (row 0) on its trajectory again if direct."""
         if self.method != "direct":
             return latents
-        return torch.cat([self.trajectory[self.steps - 1 - i][None].to(latents), latents[1:]])
+        return torch.cat([self.after(i).to(latents), latents[1:]])
 
     def save(self, folder: str | os.PathLike) -> Path:
         """Write ``inversion.safetensors`` and ``settings.json``; see `load_inversion`."""
@@ -158,11 +163,10 @@ def invert(pipe, image, prompt: str, method: str = "direct", *, steps: int = 50,
         raise ValueError(f"method {method!r} is unknown; {closest(method, METHODS)}")
     check_prompt(pipe, prompt)
     started, counter = time.perf_counter(), _Counter()
-    pipe.scheduler.set_timesteps(steps)
     iterations = fixed_point_steps if method == "fixed-point" else 1
     with counter.counting(pipe.unet):
-        trajectory = _ddim_trajectory(pipe, encode_image(pipe, [image]), encode_prompt(pipe, ["", prompt]),
-                                      inversion_guidance_scale, iterations)
+        trajectory = ddim_trajectory(pipe, encode_image(pipe, [image]), encode_prompt(pipe, ["", prompt]), steps,
+                                     guidance_scale=inversion_guidance_scale, iterations=iterations)[:, 0]
         unconditional = _unconditional(pipe, method, trajectory, prompt, guidance_scale, null_text)
     settings = {"picture": picture_key(image), "model": Path(pipe.config._name_or_path).name, "steps": steps,
                 "guidance_scale": guidance_scale, "inversion_guidance_scale": inversion_guidance_scale}
@@ -175,11 +179,27 @@ def invert(pipe, image, prompt: str, method: str = "direct", *, steps: int = 50,
 
 
 @torch.no_grad()
-def _ddim_trajectory(pipe, latents: torch.Tensor, embeddings: torch.Tensor, guidance_scale: float,
-                     iterations: int) -> torch.Tensor:
-    """From latents (1, 4, h, w) to noise, (N + 1, 4, h, w); `iterations` > 1 solves each step for its own end."""
+def ddim_trajectory(pipe, latents: torch.Tensor, embeddings: torch.Tensor, steps: int, *, strength: float = 1.,
+                    guidance_scale: float = 1., iterations: int = 1) -> torch.Tensor:
+    """Walk from pictures towards noise by DDIM inversion, Song et al. 2021 (arXiv:2010.02502) eq. 12 backwards.
+
+    Parameters
+    ----------
+    latents : tensor (B, 4, h, w)
+    embeddings : tensor (2B, L, C)
+        See `sampling.predict_noise`.
+    steps, strength
+        Of the sampling to come; only its last `strength` is inverted.
+    iterations : int
+        Evaluations a step; more than one solves each step for its own end (fixed point).
+
+    Returns
+    -------
+    tensor (K + 1, B, 4, h, w)
+        The pictures' latents first, after K inverted steps the noisiest last.
+    """
     trajectory = [latents]
-    for t in pipe.progress_bar(pipe.scheduler.timesteps.flip(0)):
+    for t in pipe.progress_bar(sampling_timesteps(pipe.scheduler, steps, strength).flip(0)):
         a_from, a_to = (alpha_bar(pipe.scheduler, s) for s in (previous_timestep(pipe.scheduler, t), t))
         end = latents
         for _ in range(iterations):
@@ -187,7 +207,7 @@ def _ddim_trajectory(pipe, latents: torch.Tensor, embeddings: torch.Tensor, guid
             end = ddim_step(latents, eps, a_from, a_to)
         latents = end
         trajectory.append(latents)
-    return torch.cat(trajectory)
+    return torch.stack(trajectory)
 
 
 def _unconditional(pipe, method: str, trajectory: torch.Tensor, prompt: str, guidance_scale: float,

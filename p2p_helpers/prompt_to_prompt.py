@@ -95,7 +95,7 @@ def _prompt(fields: dict) -> Prompt:
 
 
 def edit_prompt(pipe, source: str, target: str | Edit | Sequence[str | Edit] | None = None, *,
-                seed: int | None = None, inversion: Inversion | None = None,
+                seed: int | None = None, inversion: Inversion | None = None, restore: bool = False,
                 weights: Mapping[str, float] | None = None,
                 cross_replace_steps: Window | Mapping[str, Window] = .8, self_replace_steps: Window = .4,
                 mode: str = "average", blend: str | Sequence[str] | LocalBlend | None = None,
@@ -117,6 +117,10 @@ def edit_prompt(pipe, source: str, target: str | Edit | Sequence[str | Edit] | N
     inversion : Inversion, instead of a seed
         A picture that nobody generated, see `inversion.invert`; it has been inverted with `source`, and says how many
         steps are taken. Its pipeline has a DDIM scheduler.
+    restore : bool
+        With an inversion and a blend: outside the region every image, the source's too, keeps the latents of the
+        inverted picture itself, where the source's own may have drifted from it (arXiv:2208.01626, "real image
+        editing": the mask from attention maps that restores what an inaccurate inversion has lost).
     weights : dict, optional
         Word to weight, see `edits.reweight`; a word counts in every target that has it.
     cross_replace_steps, self_replace_steps, mode
@@ -140,6 +144,8 @@ def edit_prompt(pipe, source: str, target: str | Edit | Sequence[str | Edit] | N
     """
     if (seed is None) == (inversion is None):
         raise ValueError("edit_prompt takes either the seed of a picture to generate, or an inversion")
+    if restore and (inversion is None or blend is None):
+        raise ValueError("restore puts an inverted picture back outside the region of a blend: give inversion and blend")
     if inversion is not None and inversion.prompt != source:
         raise ValueError(f"the inversion was made with {inversion.prompt!r}, not with the source {source!r}")
     options = dict(cross_replace_steps=cross_replace_steps, self_replace_steps=self_replace_steps, mode=mode)
@@ -159,9 +165,9 @@ def edit_prompt(pipe, source: str, target: str | Edit | Sequence[str | Edit] | N
                            num_inference_steps=steps, guidance_scale=guidance_scale, height=height, width=width,
                            output_type="latent").images
         else:
-            latents = _from_inversion(pipe, prompts, inversion, controller, guidance_scale, negative_prompt)
+            latents = _from_inversion(pipe, prompts, inversion, controller, restore, guidance_scale, negative_prompt)
     settings = {"source": source, "targets": prompts[1:], "seed": seed, "inversion": inversion and inversion.method,
-                "steps": inversion.steps if inversion else steps, "weights": dict(weights or {}),
+                "restore": restore, "steps": inversion.steps if inversion else steps, "weights": dict(weights or {}),
                 "guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "height": height, "width": width,
                 "cross_replace_steps": cross_replace_steps, "self_replace_steps": self_replace_steps, "mode": mode,
                 "self_resolution": controller.self_resolution, "blend": _described(local)}
@@ -169,12 +175,15 @@ def edit_prompt(pipe, source: str, target: str | Edit | Sequence[str | Edit] | N
     return EditResult(images, latents.float(), tuple(edits), controller.maps, controller.mask, settings)
 
 
-def _from_inversion(pipe, prompts: list[str], inversion: Inversion, controller: Controller, guidance_scale: float,
-                    negative_prompt: str) -> torch.Tensor:
+def _from_inversion(pipe, prompts: list[str], inversion: Inversion, controller: Controller, restore: bool,
+                    guidance_scale: float, negative_prompt: str) -> torch.Tensor:
     """Sample from an inverted picture: latents (P, 4, h, w)."""
+    def after_step(i: int, t: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        return controller.blend(inversion.put_back(i, latents), inversion.after(i) if restore else None)
+
     return generate(pipe, prompts, latents=inversion.latents, unconditional=inversion.unconditional,
                     steps=inversion.steps, guidance_scale=guidance_scale, negative_prompt=negative_prompt,
-                    callback=lambda i, t, latents: controller.blend(inversion.put_back(i, latents))).latents
+                    callback=after_step).latents
 
 
 def _weighted(edits: list[Edit], weights: Mapping[str, float]) -> list[Edit]:

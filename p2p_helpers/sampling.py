@@ -18,7 +18,8 @@ from .models import check_prompt, check_size, prompt_length
 from .runtime import generator
 
 __all__ = ["Generation", "encode_prompt", "guide", "to_epsilon", "predict_noise", "alpha_bar",
-           "previous_timestep", "ddim_step", "initial_latents", "decode", "encode_image", "generate"]
+           "previous_timestep", "sampling_timesteps", "ddim_step", "initial_latents", "decode", "encode_image",
+           "generate"]
 
 Callback = Callable[[int, torch.Tensor, torch.Tensor], "torch.Tensor | None"]     # (i, t, latents)
 
@@ -95,6 +96,23 @@ def previous_timestep(scheduler: DDIMScheduler, t) -> int:
     return int(t) - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
 
 
+def sampling_timesteps(scheduler: DDIMScheduler, steps: int, strength: float = 1.) -> torch.Tensor:
+    """Set the scheduler to so many steps, and return the timesteps of the last `strength` of them, noise first.
+
+    Raises
+    ------
+    ValueError
+        If the steps are none or more than the model was trained with, or `strength` of them is not one step.
+    """
+    _check_steps(scheduler, steps)
+    count = int(steps * strength + 1e-9)        # as diffusers' img2img, but .7 of 10 is 7
+    if not 1 <= count <= steps:
+        raise ValueError(f"strength {strength!r} of {steps} steps is {count} steps; it lies in (0, 1], and here must be "
+                         f"{1 / steps:.2g} at least")
+    scheduler.set_timesteps(steps)
+    return scheduler.timesteps[steps - count:]
+
+
 def ddim_step(latents: torch.Tensor, eps: torch.Tensor, a_t: torch.Tensor,
               a_prev: torch.Tensor) -> torch.Tensor:
     """Move latents from noise level a_t to a_prev: Song et al. 2021 (arXiv:2010.02502) eq. 12.
@@ -137,7 +155,7 @@ def encode_image(pipe: DiffusionPipeline, images) -> torch.Tensor:
 @torch.no_grad()
 def generate(pipe: DiffusionPipeline, prompts: str | Sequence[str], *, negative_prompt: str = "",
              steps: int = 50, guidance_scale: float = 7.5, seeds: int | Sequence[int] = (),
-             latents: torch.Tensor | None = None, unconditional: torch.Tensor | None = None,
+             latents: torch.Tensor | None = None, strength: float = 1., unconditional: torch.Tensor | None = None,
              height: int | None = None, width: int | None = None,
              callback: Callback | None = None) -> Generation:
     """Generate an image for each prompt and seed by DDIM: the stock pipeline's result, step by step.
@@ -149,7 +167,9 @@ def generate(pipe: DiffusionPipeline, prompts: str | Sequence[str], *, negative_
         noise.
     latents : tensor (1 or B, 4, h, w), optional
         Where to start instead of noise from seeds, for example an inverted picture's.
-    unconditional : tensor (steps, L, C), optional
+    strength : float
+        Only the last so many of the steps are run; the latents given are as noisy as those steps expect.
+    unconditional : tensor (steps that are run, L, C), optional
         Embeddings that take the negative prompt's place, one for each step.
     guidance_scale : float
         1 runs the conditional branch alone, 0 ignores the prompt.
@@ -161,18 +181,17 @@ def generate(pipe: DiffusionPipeline, prompts: str | Sequence[str], *, negative_
     Raises
     ------
     ValueError
-        For an empty or too long prompt, a size that the model cannot make, or unequal numbers of prompts
-        and seeds.
+        For an empty or too long prompt, a size that the model cannot make, a strength of no step, or unequal numbers
+        of prompts and seeds.
     """
     prompts, seeds = _pair(prompts, seeds) if latents is None else (_listed(prompts), [])
     for prompt in prompts:
         check_prompt(pipe, prompt)
-    _check_steps(pipe.scheduler, steps)
+    timesteps = sampling_timesteps(pipe.scheduler, steps, strength)
     embeddings = encode_prompt(pipe, [negative_prompt] * len(prompts) + prompts)            # (2B, L, C)
     latents = initial_latents(pipe, seeds, height, width) if latents is None else latents
     latents = latents.to(pipe._execution_device, torch.float32).expand(len(prompts), -1, -1, -1)    # (B, 4, h, w)
-    pipe.scheduler.set_timesteps(steps)
-    for i, t in enumerate(pipe.progress_bar(pipe.scheduler.timesteps)):
+    for i, t in enumerate(pipe.progress_bar(timesteps)):
         if unconditional is not None:
             embeddings = _with_unconditional(embeddings, unconditional[i])
         eps = predict_noise(pipe, latents, t, embeddings, guidance_scale)

@@ -8,7 +8,8 @@ from diffusers import DDIMInverseScheduler
 from PIL import Image
 
 from p2p_helpers import inversion as inv
-from p2p_helpers.inversion import Inversion, NullText, invert, load_inversion, picture_key
+from p2p_helpers.blending import LocalBlend
+from p2p_helpers.inversion import Inversion, NullText, ddim_trajectory, invert, load_inversion, picture_key
 from p2p_helpers.prompt_to_prompt import edit_prompt
 from p2p_helpers.sampling import encode_image, encode_prompt, generate, predict_noise
 from p2p_helpers.stickers import parse, render
@@ -118,8 +119,6 @@ def test_an_inverted_picture_is_edited_in_one_call(sticker_pipe, picture, method
 
 def test_what_is_put_back_reaches_the_blend(sticker_pipe, picture):
     """With a mask of zeros the target is the source, hence the picture itself."""
-    from p2p_helpers.blending import LocalBlend
-
     inversion = invert(sticker_pipe, picture, PROMPT, "direct", steps=STEPS)
     nowhere = LocalBlend(mask=np.zeros((16, 16), bool), start_blend=0.)
     result = edit_prompt(sticker_pipe, PROMPT, TARGET, inversion=inversion, blend=nowhere)
@@ -156,3 +155,25 @@ def test_bad_input(tiny_pipe, picture, tmp_path):
         edit_prompt(tiny_pipe, PROMPT, TARGET)
     with pytest.raises(FileNotFoundError, match="settings.json"):
         load_inversion(tmp_path)
+
+
+def test_restoring_keeps_the_picture_where_the_source_has_drifted(sticker_pipe, picture):
+    """Outside the mask the source's latents are the picture's, though DDIM under guidance loses it."""
+    inversion = invert(sticker_pipe, picture, PROMPT, "ddim", steps=STEPS)
+    left = np.arange(16)[None] < np.full((16, 1), 8)
+    local = LocalBlend(mask=left, start_blend=0.)
+    drifted, restored = (edit_prompt(sticker_pipe, PROMPT, TARGET, inversion=inversion, blend=local, restore=restore)
+                         for restore in (False, True))
+    goal = inversion.trajectory[0, :, :, 8:]
+    assert (restored.latents[:, :, :, 8:] - goal).abs().max() < 1e-4 * goal.abs().max()
+    assert (drifted.latents[0, :, :, 8:] - goal).abs().max() > .1
+    with pytest.raises(ValueError, match="give inversion and blend"):
+        edit_prompt(sticker_pipe, PROMPT, TARGET, inversion=inversion, restore=True)
+
+
+def test_a_part_of_a_trajectory_is_its_beginning(tiny_pipe, picture):
+    whole = invert(tiny_pipe, picture, PROMPT, "ddim", steps=STEPS).trajectory
+    latents, embeddings = encode_image(tiny_pipe, [picture] * 2), encode_prompt(tiny_pipe, [PROMPT] * 2)
+    part = ddim_trajectory(tiny_pipe, latents, embeddings, STEPS, strength=.5)
+    assert part.shape == (4, 2, 4, 16, 16)
+    assert (part - whole[:4, None]).abs().max() < 1e-4

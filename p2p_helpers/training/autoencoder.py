@@ -49,7 +49,7 @@ def reconstruction_loss(picture: torch.Tensor, target: torch.Tensor) -> torch.Te
     chroma = difference[:, [0, 2]] - luma[:, None]                                              # (B, 2, H, W)
     pooled = sum(F.avg_pool2d(difference, size).square().mean() for size in (2, 4, 8))
     gradient = difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
-    return luma.abs().mean() + 2 * chroma.abs().mean() + pooled + 4 * difference.square().mean() + .3 * gradient
+    return luma.abs().mean() + 2 * chroma.abs().mean() + pooled + 16 * difference.square().mean() + .3 * gradient
 
 
 def loss(settings: AutoencoderSettings, model, batch: dict, share: float) -> tuple[torch.Tensor, dict]:
