@@ -4,9 +4,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
+from .masks import SoftMask, as_mask
 from .prompts import Prompt
 
 __all__ = ["Blender", "LocalBlend", "blend", "blend_mask", "given_mask", "word_selectors"]
@@ -28,7 +31,7 @@ class LocalBlend:
         The part of the steps before the first blend.
     soft : bool
         Ramp from 0 at half of the threshold to 1 at one and a half, instead of cutting at it.
-    mask : array or tensor (H, W) or (prompts, H, W), optional
+    mask : SoftMask, picture, array or tensor (H, W), or one for each prompt, optional
         In [0, 1] or bool; used instead of words.
     resolution : int, optional
         Which layers are read, named as in `control`.
@@ -97,17 +100,13 @@ def _region(maps: torch.Tensor, size: tuple[int, int], threshold: float, soft: b
 
 
 def given_mask(settings: LocalBlend, count: int, size: tuple[int, int]) -> torch.Tensor:
-    """The mask of the settings for `count` prompts at the latents' size: (P, 1, H, W), bool ones cut at a half."""
-    mask = torch.as_tensor(settings.mask)
-    hard = mask.dtype == torch.bool
-    mask = mask.float()
-    mask = mask[None] if mask.ndim == 2 else mask                                       # (1 or P, H, W)
-    if mask.ndim != 3 or len(mask) not in (1, count):
-        raise ValueError(f"LocalBlend mask is (H, W) or ({count}, H, W), not {tuple(mask.shape)}")
-    if not (mask.isfinite().all() and 0 <= mask.min() and mask.max() <= 1):
-        raise ValueError("LocalBlend mask must lie in [0, 1]")
-    mask = F.interpolate(mask[:, None], size=size, mode="area")                         # (1 or P, 1, H, W)
-    return ((mask >= .5).float() if hard else mask).expand(count, -1, -1, -1)
+    """The mask of the settings for `count` prompts at the latents' size: (P, 1, H, W), hard ones cut at a half."""
+    one = isinstance(settings.mask, SoftMask | Image.Image) or np.ndim(settings.mask) == 2
+    masks = [settings.mask] if one else settings.mask
+    if len(masks) not in (1, count):
+        raise ValueError(f"LocalBlend mask: {len(masks)} masks for {count} prompts; give one, or one for each")
+    values = torch.stack([as_mask(mask, size).values for mask in masks])                # (1 or P, H, W)
+    return values[:, None].expand(count, -1, -1, -1)
 
 
 def blend(latents: torch.Tensor, mask: torch.Tensor, source: torch.Tensor | None = None) -> torch.Tensor:

@@ -145,7 +145,7 @@ def edit_prompt(pipe, source: str, target: str | Edit | Sequence[str | Edit] | N
     if (seed is None) == (inversion is None):
         raise ValueError("edit_prompt takes either the seed of a picture to generate, or an inversion")
     if restore and (inversion is None or blend is None):
-        raise ValueError("restore puts an inverted picture back outside the region of a blend: give inversion and blend")
+        raise ValueError("restore puts an inverted picture back outside a blend's region: give inversion and blend")
     if inversion is not None and inversion.prompt != source:
         raise ValueError(f"the inversion was made with {inversion.prompt!r}, not with the source {source!r}")
     options = dict(cross_replace_steps=cross_replace_steps, self_replace_steps=self_replace_steps, mode=mode)

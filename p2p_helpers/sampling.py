@@ -4,7 +4,8 @@ Latents stay in float32 between the steps, whatever the model computes in.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -17,9 +18,9 @@ from .images import to_pil, to_tensor
 from .models import check_prompt, check_size, prompt_length
 from .runtime import generator
 
-__all__ = ["Generation", "encode_prompt", "guide", "to_epsilon", "predict_noise", "alpha_bar",
-           "previous_timestep", "sampling_timesteps", "ddim_step", "initial_latents", "decode", "encode_image",
-           "generate"]
+__all__ = ["Generation", "encode_prompt", "guide", "to_epsilon", "predict_noise", "Evaluations", "count_evaluations",
+           "alpha_bar", "previous_timestep", "sampling_timesteps", "ddim_step", "initial_latents", "decode",
+           "encode_image", "generate"]
 
 Callback = Callable[[int, torch.Tensor, torch.Tensor], "torch.Tensor | None"]     # (i, t, latents)
 
@@ -86,6 +87,29 @@ def predict_noise(pipe: DiffusionPipeline, latents: torch.Tensor, t, embeddings:
     return to_epsilon(pipe.scheduler, output, latents, t)
 
 
+@dataclass
+class Evaluations:
+    """How many latents went through a UNet; see `count_evaluations`."""
+
+    evaluations: int = 0
+
+
+@contextmanager
+def count_evaluations(*unets) -> Iterator[Evaluations]:
+    """Count the latents that go through UNets inside the block; a batch of four counts four."""
+    counter = Evaluations()
+
+    def count(module, args, kwargs):
+        counter.evaluations += len(args[0] if args else kwargs["sample"])
+
+    hooks = [unet.register_forward_pre_hook(count, with_kwargs=True) for unet in set(unets)]
+    try:
+        yield counter
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def alpha_bar(scheduler: DDIMScheduler, t) -> torch.Tensor:
     """The share of signal at timestep t: 0 is pure noise; for a negative t the scheduler's final value."""
     return scheduler.alphas_cumprod[int(t)] if t >= 0 else scheduler.final_alpha_cumprod
@@ -107,8 +131,8 @@ def sampling_timesteps(scheduler: DDIMScheduler, steps: int, strength: float = 1
     _check_steps(scheduler, steps)
     count = int(steps * strength + 1e-9)        # as diffusers' img2img, but .7 of 10 is 7
     if not 1 <= count <= steps:
-        raise ValueError(f"strength {strength!r} of {steps} steps is {count} steps; it lies in (0, 1], and here must be "
-                         f"{1 / steps:.2g} at least")
+        raise ValueError(f"strength {strength!r} of {steps} steps is {count} steps; it lies in (0, 1], here from "
+                         f"{1 / steps:.2g}")
     scheduler.set_timesteps(steps)
     return scheduler.timesteps[steps - count:]
 
@@ -155,8 +179,8 @@ def encode_image(pipe: DiffusionPipeline, images) -> torch.Tensor:
 @torch.no_grad()
 def generate(pipe: DiffusionPipeline, prompts: str | Sequence[str], *, negative_prompt: str = "",
              steps: int = 50, guidance_scale: float = 7.5, seeds: int | Sequence[int] = (),
-             latents: torch.Tensor | None = None, strength: float = 1., unconditional: torch.Tensor | None = None,
-             height: int | None = None, width: int | None = None,
+             latents: torch.Tensor | None = None, strength: float = 1.,
+             unconditional: torch.Tensor | None = None, height: int | None = None, width: int | None = None,
              callback: Callback | None = None) -> Generation:
     """Generate an image for each prompt and seed by DDIM: the stock pipeline's result, step by step.
 

@@ -10,6 +10,7 @@ from test_attention import distance, noise, paint, painted, self_pixels
 
 from p2p_helpers.attention import control
 from p2p_helpers.blending import LocalBlend, blend, blend_mask, given_mask, word_selectors
+from p2p_helpers.masks import SoftMask
 from p2p_helpers.edits import refine, swap
 from p2p_helpers.prompts import read_prompt
 from p2p_helpers.sampling import generate
@@ -134,19 +135,18 @@ def test_bad_settings(arguments, message):
 
 def test_a_given_mask_is_brought_to_the_latents_size():
     mask = np.zeros((4, 8))
-    mask[:2, :3] = 1
+    mask[:2, :3] = .8
     soft = given_mask(LocalBlend(mask=mask), 2, (2, 4))
-    assert soft.shape == (2, 1, 2, 4) and soft[1, 0].tolist() == [[1, .5, 0, 0], [0, 0, 0, 0]]
-    hard = given_mask(LocalBlend(mask=mask > 0), 2, (2, 4))
-    assert hard[0, 0].tolist() == [[1, 1, 0, 0], [0, 0, 0, 0]]
+    assert soft.shape == (2, 1, 2, 4) and torch.allclose(soft[1, 0], torch.tensor([[.8, .4, 0, 0], [0, 0, 0, 0]]))
+    for hard in (mask > 0, SoftMask(mask > 0), SoftMask(mask > 0).to_pil(scale=3)):
+        assert given_mask(LocalBlend(mask=hard), 2, (2, 4))[0, 0].tolist() == [[1, 1, 0, 0], [0, 0, 0, 0]]
     each = given_mask(LocalBlend(mask=torch.stack([torch.zeros(2, 4), torch.ones(2, 4)])), 2, (2, 4))
     assert each.mean((1, 2, 3)).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("mask, message", [
-    (np.ones((3, 2, 2)), r"LocalBlend mask is \(H, W\) or \(2, H, W\), not \(3, 2, 2\)"),
-    (np.ones(4), "LocalBlend mask is"),
-    (2 * np.ones((2, 2)), "must lie in"), (-np.ones((2, 2)), "must lie in"), (np.full((2, 2), np.nan), "must lie in")])
+    (np.ones((3, 2, 2)), "3 masks for 2 prompts"), (np.ones((2, 3)), "2 x 3 has not the shape of the picture"),
+    (2 * np.ones((2, 2)), "lie in"), (-np.ones((2, 2)), "lie in"), (np.full((2, 2), np.nan), "lie in")])
 def test_a_given_mask_that_does_not_fit(mask, message):
     with pytest.raises(ValueError, match=message):
         given_mask(LocalBlend(mask=mask), 2, (2, 2))

@@ -339,6 +339,25 @@ def test_commands_make_a_pipeline_and_go_on_from_it(tmp_path, monkeypatch):
     publish.main(["--oracle", str(tmp_path / "longer")])
     card = json.loads((tmp_path / "data" / "models" / "oracle" / text_to_image.CARD).read_text())
     assert card["samples_seen"] == 8 and len(card["commands"]) == 2
+    check_publishing_of_an_autoencoder_alone(tmp_path, published)
+
+
+def check_publishing_of_an_autoencoder_alone(tmp_path, published):
+    """It takes its place and nothing else changes, if its latents are those that the UNet knows."""
+    before = {part: weights(published / part) for part in ("unet", "vae")}
+    autoencoder.main(["--init", str(published), "--decoder-only", "--seed", "3", "--out", str(tmp_path / "decoder")])
+    publish.main(["--autoencoder", str(tmp_path / "decoder")])
+    verify_checksums(published)
+    assert weights(published / "unet") == before["unet"] and weights(published / "vae") != before["vae"]
+    card = json.loads((published / text_to_image.CARD).read_text())
+    assert card["autoencoder"]["samples_seen"] == 8
+    autoencoder.main(["--out", str(tmp_path / "stranger"), "--seed", "4"])
+    with pytest.raises(ValueError, match="encoder of 'stranger' is not the published one"):
+        publish.main(["--autoencoder", str(tmp_path / "stranger")])
+
+
+def weights(folder) -> bytes:
+    return (folder / "diffusion_pytorch_model.safetensors").read_bytes()
 
 
 def test_decoder_only_keeps_the_latents(tmp_path, monkeypatch):

@@ -37,8 +37,8 @@ def build(settings: AutoencoderSettings) -> AutoencoderKL:
 def reconstruction_loss(picture: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """A loss that sees colour, large shapes and edges, not only single pixels.
 
-    L1 of luma plus twice that of chroma (BT.601), L2 after pooling by 2, 4 and 8, 4 times the L2 of pixels (which is
-    what PSNR counts), and 0.3 times the L1 of gradients.
+    L1 of luma plus twice that of chroma (BT.601), L2 after pooling by 2, 4 and 8, 16 times the L2 of pixels (which
+    is what PSNR counts), and 0.3 times the L1 of gradients.
 
     Parameters
     ----------

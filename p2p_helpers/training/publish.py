@@ -1,6 +1,9 @@
 """Put trained models where the course finds them, with their model cards.
 
 ``python -m p2p_helpers.training.publish --text-to-image runs/t2i --autoencoder runs/ae --oracle runs/oracle``
+
+An autoencoder alone, trained with ``--decoder-only``, takes its place in the published pipeline. What was measured on
+the model before goes with it: run ``python -m p2p_helpers.stickers.benchmark`` next.
 """
 
 from __future__ import annotations
@@ -8,10 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
-from ..models import write_checksums
-from ..runtime import atomic_folder, data_dir
+import torch
+from diffusers import AutoencoderKL
+
+from ..models import load, save_legacy, write_checksums
+from ..runtime import atomic_folder, data_dir, detect, quiet_libraries
 from .loop import COMMANDS, hardware
 from .text_to_image import CARD
 
@@ -86,8 +93,28 @@ def _publish(source: Path, target: Path, facts: dict, text: dict) -> None:
         write_checksums(new)
 
 
+def _with_autoencoder(folder: Path, run: Path, new: Path) -> dict:
+    """Write the published pipeline with the autoencoder of a run to a new folder; return its facts."""
+    pipe, autoencoder = load(str(folder), runtime=detect(device="cpu")), AutoencoderKL.from_pretrained(run / "vae")
+    known = pipe.vae.state_dict()
+    if not all(torch.allclose(weight, known[name], atol=1e-3) for name, weight in autoencoder.state_dict().items()
+               if name.startswith(("encoder", "quant_conv"))):
+        raise ValueError(f"the encoder of {run.name!r} is not the published one, whose latents the other models know; "
+                         "train with --decoder-only, or train and publish the text-to-image model with it")
+    autoencoder.register_to_config(scaling_factor=pipe.vae.config.scaling_factor)
+    pipe.vae = autoencoder
+    save_legacy(pipe, new)
+    facts = _published(folder)
+    return facts | {"autoencoder": run_facts(run, facts.get("autoencoder", {}))}
+
+
+def _pipeline_text(facts: dict) -> dict:
+    return _PIPELINE_TEXT | {"limits": _PIPELINE_TEXT["limits"].format(kinds=", ".join(facts["kinds"]))}
+
+
 def main(argv: list[str] | None = None) -> None:
     """Copy the models of finished runs to data/models and write their cards."""
+    quiet_libraries()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("text-to-image", "autoencoder", "oracle"):
         parser.add_argument(f"--{name}", type=Path, help="folder of the run")
@@ -99,8 +126,12 @@ def main(argv: list[str] | None = None) -> None:
         if options.autoencoder:
             past = _published(models / "sticker-world").get("autoencoder", {})
             facts["autoencoder"] = run_facts(options.autoencoder, past)
-        _publish(source, models / "sticker-world", facts, _PIPELINE_TEXT | {
-            "limits": _PIPELINE_TEXT["limits"].format(kinds=", ".join(facts["kinds"]))})
+        _publish(source, models / "sticker-world", facts, _pipeline_text(facts))
+    elif options.autoencoder:
+        with tempfile.TemporaryDirectory() as scratch:
+            source = Path(scratch) / "model"
+            facts = _with_autoencoder(models / "sticker-world", options.autoencoder, source)
+            _publish(source, models / "sticker-world", facts, _pipeline_text(facts))
     if options.oracle:
         facts = run_facts(options.oracle, _published(models / "oracle"))
         _publish(options.oracle / "model", models / "oracle", facts, _ORACLE_TEXT)
