@@ -20,7 +20,7 @@ from .images import to_array, to_pil, to_tensor
 from .inversion import ddim_trajectory
 from .masks import SoftMask, as_mask
 from .models import check_prompt
-from .runtime import closest, generator
+from .runtime import closest, generator, memory_advice
 from .sampling import (alpha_bar, count_evaluations, ddim_step, decode, encode_image, encode_prompt, generate,
                        initial_latents, predict_noise, previous_timestep, sampling_timesteps)
 
@@ -97,6 +97,7 @@ class DiffEdit:
 # ---- step 1: where the captions disagree ----------------------------------------------------------------------------
 
 
+@memory_advice()
 @torch.no_grad()
 def estimate_mask(pipe, image, source: str, target: str, settings: Difference = Difference()) -> SoftMask:
     """Where two captions of a picture lead to different predictions (section 3.2, step 1).
@@ -173,6 +174,7 @@ def _compared(pipe, noisy: torch.Tensor, timesteps: torch.Tensor, captions: torc
 # ---- steps 2 and 3: encode, and decode inside the mask --------------------------------------------------------------
 
 
+@memory_advice()
 def diffedit(pipe, image, source: str | Sequence[str], target: str | Sequence[str], *, mask=None,
              difference: Difference = Difference(), cut: Cut | Sequence[Cut] = Cut(), encode_with: str = "source",
              strength: float = .8, steps: int = 50, guidance_scale: float = 7.5, negative_prompt: str = "",
@@ -263,6 +265,7 @@ def _pasted(edited: Sequence[Image.Image], pictures: Sequence, masks: Sequence[S
 # ---- fast: mask in one batch, then inpainting -----------------------------------------------------------------------
 
 
+@memory_advice()
 def fast_diffedit(pipe, image, source: str | Sequence[str], target: str | Sequence[str], *, mask=None,
                   difference: Difference = Difference(method="fast", noises=20),
                   cut: Cut | Sequence[Cut] = Cut(smooth=1.),

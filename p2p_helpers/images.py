@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +15,12 @@ from .runtime import atomic_write
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["load_image", "fit", "to_tensor", "to_array", "to_pil", "save_image"]
+__all__ = ["load_image", "fit", "size_for", "to_tensor", "to_array", "to_pil", "save_image"]
 
 MAX_MEGAPIXELS = 64
+MANY_MEGAPIXELS = 24        # from here on, resizing a picture is worth a word
+MIN_SIDE = 64               # pixels; less cannot be enlarged into a picture
+MAX_RATIO = 2               # of a picture's sides, for models that were trained on squares
 
 
 def load_image(source: str | os.PathLike | bytes, size: int | tuple[int, int] | None = None) -> Image.Image:
@@ -28,28 +32,40 @@ def load_image(source: str | os.PathLike | bytes, size: int | tuple[int, int] | 
         A file, any URL that fsspec opens (https://, s3://, memory:// ...), or the bytes of a picture, for
         instance of an upload widget.
     size : int or (height, width), optional
-        Crop and resize the picture to it, see `fit`.
+        Crop and resize the picture to it, see `fit`; `fit(photo, size_for(photo, 512))` keeps a photo's shape.
+
+    Warns
+    -----
+    UserWarning
+        If the picture is animated (its first frame is taken), or many megapixels are resized.
 
     Raises
     ------
     FileNotFoundError
         If there is nothing at `source`.
     ValueError
-        If it is no picture, is cut short, or has more than 64 megapixels.
+        If it is no picture, is cut short, has more than 64 megapixels or 32 bits a pixel; with a size also if a side
+        is below 64 pixels.
     """
     name = f"the {len(source)} bytes given" if isinstance(source, bytes) else repr(str(source))
     data = source if isinstance(source, bytes) else _read(str(source))
     try:
         image = Image.open(BytesIO(data))
         _check_megapixels(image.size, name)
+        frames = getattr(image, "n_frames", 1)
         image.load()
     except UnidentifiedImageError as error:
-        raise ValueError(f"{name} is not a picture that can be read; give a PNG, JPEG or WebP") from error
+        raise ValueError(f"{name} is not a picture that can be read; give a PNG, JPEG or WebP "
+                         "(a telephone's HEIC has to be exported as JPEG)") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} is too large a picture (more than {MAX_MEGAPIXELS} megapixels)") from error
     except (OSError, SyntaxError, EOFError) as error:   # what Pillow's readers raise in the middle of a file
         raise ValueError(f"{name} is a damaged picture or cut short ({error}); copy or download it again"
                          ) from error
+    if frames > 1 and image.format != "MPO":        # in MPO, a camera's JPEG, further frames are previews
+        warnings.warn(f"{name} has {frames} frames; the first one is taken", stacklevel=2)
+    if image.mode in ("I", "F"):
+        raise ValueError(f"{name} has 32 bits a pixel, and nothing tells which value is white; save it as an 8-bit PNG")
     image = _on_white(ImageOps.exif_transpose(image))
     return image if size is None else fit(image, size)
 
@@ -89,6 +105,16 @@ def fit(image: Image.Image, size: int | tuple[int, int], multiple: int = 8) -> I
     ----------
     size : int or (height, width)
         In pixels, each a multiple of `multiple`: a latent of Stable Diffusion stands for 8 pixels.
+
+    Warns
+    -----
+    UserWarning
+        If the picture has 24 megapixels or more: what the model sees of it is much smaller.
+
+    Raises
+    ------
+    ValueError
+        If a side of `size` is no multiple, or one of the picture is below 64 pixels.
     """
     height, width = (size, size) if isinstance(size, int) else size
     for name, side in (("height", height), ("width", width)):
@@ -96,7 +122,38 @@ def fit(image: Image.Image, size: int | tuple[int, int], multiple: int = 8) -> I
             below = max(side // multiple, 1) * multiple
             raise ValueError(f"{name} {side} is not a multiple of {multiple}; "
                              f"take {below} or {below + multiple}")
+    given = f"{image.height} x {image.width}"
+    if min(image.size) < MIN_SIDE:
+        raise ValueError(f"the picture is {given} pixels (height x width), too small to become {height} x {width}; "
+                         f"give one with sides of {MIN_SIDE} pixels or more")
+    if image.width * image.height >= MANY_MEGAPIXELS * 1e6:
+        warnings.warn(f"the picture of {given} pixels (height x width) was resized to {height} x {width}; "
+                      "cut out the part that matters first if it is too small now", stacklevel=2)
     return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+
+
+def size_for(image: Image.Image, side: int, multiple: int = 64) -> tuple[int, int]:
+    """The height and width for `fit` that keep a picture's shape as well as multiples can.
+
+    Parameters
+    ----------
+    side : int
+        About the length of the shorter side in pixels: what the model was trained on, see `models.image_size`.
+    multiple : int
+        Of both sides. Stable Diffusion's UNet halves latents of 8 pixels three times, and 64 divides evenly; the
+        bundled model halves them once, 16 is enough. Any multiple of 8 works, with uneven halves.
+
+    Returns
+    -------
+    (height, width)
+        The longer side is at most twice the shorter one; `fit` cuts off what is over.
+    """
+    if side < multiple:
+        raise ValueError(f"side {side} is less than the multiple {multiple}; take {multiple} or more")
+    shorter = round(side / multiple) * multiple
+    ratio = min(max(image.size) / min(image.size), MAX_RATIO)
+    longer = round(shorter * ratio / multiple) * multiple
+    return (longer, shorter) if image.height > image.width else (shorter, longer)
 
 
 def to_tensor(images) -> torch.Tensor:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import os
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,17 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from .images import to_array
+from .images import to_array, to_pil
+from .metrics import psnr
 from .models import check_prompt
-from .runtime import atomic_folder, closest
-from .sampling import (alpha_bar, ddim_step, encode_image, encode_prompt, guide, predict_noise, previous_timestep,
-                       sampling_timesteps)
+from .runtime import atomic_folder, closest, measure
+from .sampling import (alpha_bar, count_evaluations, ddim_step, decode, encode_image, encode_prompt, generate, guide,
+                       predict_noise, previous_timestep, sampling_timesteps)
 
-__all__ = ["Inversion", "METHODS", "NullText", "ddim_trajectory", "invert", "load_inversion", "picture_key"]
+__all__ = ["Inversion", "METHODS", "NullText", "Reconstruction", "ddim_trajectory", "derive", "invert",
+           "load_inversion", "picture_key", "reconstruct"]
 
 METHODS = ("ddim", "fixed-point", "negative-prompt", "null-text", "direct")
+_DERIVED = ("negative-prompt", "null-text", "direct")           # from the trajectory of "ddim"
 _GRADIENT_SCALE = 2.**12        # keeps gradients of a float16 UNet above its smallest number
 
 
@@ -55,7 +58,7 @@ class Inversion:
     trajectory: torch.Tensor                # (N + 1, 4, h, w) float32: [0] is the picture's latents, [N] noise
     unconditional: torch.Tensor | None      # (N, L, C) float32, in the order of sampling; None: of the empty prompt
     settings: Mapping[str, Any]             # picture, model, steps, guidance_scale ...: what must agree to use it again
-    cost: Mapping[str, float]               # seconds, unet_evaluations
+    cost: Mapping[str, float | None]        # seconds, unet_evaluations, peak_bytes (see `runtime.measure`)
 
     @property
     def latents(self) -> torch.Tensor:
@@ -121,6 +124,47 @@ def load_inversion(folder: str | os.PathLike, **expected) -> Inversion:
                      described["settings"], described["cost"])
 
 
+@dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """What sampling makes of an inversion, beside the best that it could have made."""
+
+    image: Image.Image
+    latents: torch.Tensor           # (1, 4, h, w) float32
+    reachable: Image.Image          # the picture after the autoencoder alone
+    psnr: float                     # dB of image against reachable: the inversion's own error, infinite for none
+    bound: float | None             # dB of reachable against the picture itself: what no inversion gets beyond
+
+
+def reconstruct(pipe, inversion: Inversion, guidance_scale: float | None = None, picture=None) -> Reconstruction:
+    """Sample from an inversion with its own prompt, and compare with the picture as the autoencoder decodes it.
+
+    Parameters
+    ----------
+    pipe : StableDiffusionPipeline with a DDIM scheduler
+        The one that inverted the picture.
+    inversion : Inversion
+    guidance_scale : float, optional
+        By default the one that the inversion was made for.
+    picture : optional
+        The picture that was inverted: then `Reconstruction.bound` is measured as well.
+
+    Raises
+    ------
+    ValueError
+        If the picture is another one.
+    """
+    if picture is not None and (key := picture_key(picture)) != inversion.settings["picture"]:
+        raise ValueError(f"picture: the inversion was made of picture {inversion.settings['picture']}, this is {key}; "
+                         "give the picture as it was given to invert")
+    guidance_scale = inversion.settings["guidance_scale"] if guidance_scale is None else guidance_scale
+    made = generate(pipe, inversion.prompt, latents=inversion.latents, unconditional=inversion.unconditional,
+                    steps=inversion.steps, guidance_scale=guidance_scale,
+                    callback=lambda i, t, latents: inversion.put_back(i, latents))
+    (reachable,) = to_pil(decode(pipe, inversion.trajectory[:1].to(made.latents.device)))
+    bound = None if picture is None else psnr(reachable, to_pil(picture))
+    return Reconstruction(made.images[0], made.latents, reachable, psnr(made.images[0], reachable), bound)
+
+
 def picture_key(image) -> str:
     """A short name for a picture, from its pixels."""
     pixels = to_array(image)
@@ -162,20 +206,49 @@ def invert(pipe, image, prompt: str, method: str = "direct", *, steps: int = 50,
     if method not in METHODS:
         raise ValueError(f"method {method!r} is unknown; {closest(method, METHODS)}")
     check_prompt(pipe, prompt)
-    started, counter = time.perf_counter(), _Counter()
-    iterations = fixed_point_steps if method == "fixed-point" else 1
-    with counter.counting(pipe.unet):
-        trajectory = ddim_trajectory(pipe, encode_image(pipe, [image]), encode_prompt(pipe, ["", prompt]), steps,
-                                     guidance_scale=inversion_guidance_scale, iterations=iterations)[:, 0]
-        unconditional = _unconditional(pipe, method, trajectory, prompt, guidance_scale, null_text)
     settings = {"picture": picture_key(image), "model": Path(pipe.config._name_or_path).name, "steps": steps,
                 "guidance_scale": guidance_scale, "inversion_guidance_scale": inversion_guidance_scale}
     if method == "fixed-point":
         settings["fixed_point_steps"] = fixed_point_steps
-    if method == "null-text":
-        settings |= dataclasses.asdict(null_text)
-    cost = {"seconds": time.perf_counter() - started, "unet_evaluations": counter.evaluations}
-    return Inversion(method, prompt, trajectory, unconditional, settings, cost)
+    with _cost_of(pipe) as cost:
+        trajectory = ddim_trajectory(pipe, encode_image(pipe, [image]), encode_prompt(pipe, ["", prompt]), steps,
+                                     guidance_scale=inversion_guidance_scale,
+                                     iterations=fixed_point_steps if method == "fixed-point" else 1)[:, 0]
+    walked = Inversion("ddim" if method in _DERIVED else method, prompt, trajectory, None, settings, cost)
+    return walked if walked.method == method else derive(pipe, walked, method, null_text=null_text)
+
+
+def derive(pipe, inversion: Inversion, method: str, *, null_text: NullText = NullText()) -> Inversion:
+    """Make another method's inversion of a "ddim" one, whose trajectory it shares: what `invert` would have made.
+
+    Parameters
+    ----------
+    pipe : StableDiffusionPipeline with a DDIM scheduler
+        The one that inverted the picture.
+    inversion : Inversion
+        By the method "ddim".
+    method : {"negative-prompt", "null-text", "direct"}
+        See `invert`. null-text optimises for the guidance_scale that the inversion was made for.
+
+    Returns
+    -------
+    Inversion
+        Its cost is that of both together.
+
+    Raises
+    ------
+    ValueError
+        If the method does not begin with DDIM inversion, or the inversion given is of another one.
+    """
+    if method not in _DERIVED:
+        raise ValueError(f"method {method!r} is not derived from another; {closest(method, _DERIVED)}")
+    if inversion.method != "ddim":
+        raise ValueError(f"inversion: {method} is derived from an inversion by 'ddim', not by {inversion.method!r}")
+    with _cost_of(pipe) as own:
+        unconditional = _unconditional(pipe, method, inversion, null_text)
+    options = dataclasses.asdict(null_text) if method == "null-text" else {}
+    return dataclasses.replace(inversion, method=method, unconditional=unconditional,
+                               settings={**inversion.settings, **options}, cost=_together(inversion.cost, own))
 
 
 @torch.no_grad()
@@ -210,24 +283,24 @@ def ddim_trajectory(pipe, latents: torch.Tensor, embeddings: torch.Tensor, steps
     return torch.stack(trajectory)
 
 
-def _unconditional(pipe, method: str, trajectory: torch.Tensor, prompt: str, guidance_scale: float,
-                   settings: NullText) -> torch.Tensor | None:
+def _unconditional(pipe, method: str, inversion: Inversion, settings: NullText) -> torch.Tensor | None:
     """The embeddings that take the negative prompt's place in sampling, (N, L, C), or None."""
     if method == "negative-prompt":
-        return encode_prompt(pipe, prompt).float().repeat(len(trajectory) - 1, 1, 1)
+        return encode_prompt(pipe, inversion.prompt).float().repeat(inversion.steps, 1, 1)
     if method == "null-text":
-        return _null_text(pipe, trajectory, prompt, guidance_scale, settings)
+        return _null_text(pipe, inversion, settings)
     return None
 
 
-def _null_text(pipe, trajectory: torch.Tensor, prompt: str, guidance_scale: float, settings: NullText) -> torch.Tensor:
+def _null_text(pipe, inversion: Inversion, settings: NullText) -> torch.Tensor:
     """Optimise the empty prompt's embedding step by step, each from the one before: (N, L, C) float32."""
-    conditional, embedding = encode_prompt(pipe, prompt), encode_prompt(pipe, "").float()      # (1, L, C)
-    latents, found, failed = trajectory[-1:], [], []
+    conditional = encode_prompt(pipe, inversion.prompt)                                         # (1, L, C)
+    latents, embedding = inversion.latents, encode_prompt(pipe, "").float()
+    found, failed = [], []
     with _frozen(pipe.unet):
-        for i, t in enumerate(pipe.progress_bar(pipe.scheduler.timesteps)):
-            goal = trajectory[len(trajectory) - 2 - i][None]
-            step = _guided_step(pipe, latents, t, conditional, guidance_scale)
+        for i, t in enumerate(pipe.progress_bar(sampling_timesteps(pipe.scheduler, inversion.steps))):
+            goal = inversion.after(i)
+            step = _guided_step(pipe, latents, t, conditional, inversion.settings["guidance_scale"])
             embedding, improved = _optimise(lambda e: (step(e) - goal).square().mean(), embedding,
                                             settings.learning_rate * (1 - i / 100), settings.stop_at + i * 2e-5,
                                             settings.inner_steps)
@@ -237,7 +310,7 @@ def _null_text(pipe, trajectory: torch.Tensor, prompt: str, guidance_scale: floa
             found.append(embedding)
     if failed:
         warnings.warn(f"null-text optimisation did not lower the loss at steps {failed}; the best embedding was kept. "
-                      "Lower NullText.learning_rate", stacklevel=3)
+                      "Lower NullText.learning_rate", stacklevel=4)
     return torch.cat(found)
 
 
@@ -275,21 +348,22 @@ def _optimise(loss_of: Callable[[torch.Tensor], torch.Tensor], start: torch.Tens
     return best, lowest < first or lowest < stop_at
 
 
-class _Counter:
-    """Counts pictures that went through the UNet."""
+@contextmanager
+def _cost_of(pipe) -> Iterator[dict[str, float | None]]:
+    """Seconds, evaluations and peak of memory of the block, filled in when it ends."""
+    cost: dict[str, float | None] = {}
+    with measure(str(pipe._execution_device)) as measurement, count_evaluations(pipe.unet) as count:
+        yield cost
+    cost |= {"seconds": measurement.seconds, "unet_evaluations": count.evaluations,
+             "peak_bytes": measurement.peak_bytes}
 
-    def __init__(self):
-        self.evaluations = 0
 
-    @contextmanager
-    def counting(self, unet) -> Iterator[None]:
-        def count(module, args, kwargs):
-            self.evaluations += len(args[0] if args else kwargs["sample"])
-        hook = unet.register_forward_pre_hook(count, with_kwargs=True)
-        try:
-            yield
-        finally:
-            hook.remove()
+def _together(first: Mapping, second: Mapping) -> dict[str, float | None]:
+    """The cost of two pieces of work one after the other; what is not known of one is not known of both."""
+    peaks = (first["peak_bytes"], second["peak_bytes"])
+    return {"seconds": first["seconds"] + second["seconds"],
+            "unet_evaluations": first["unet_evaluations"] + second["unet_evaluations"],
+            "peak_bytes": None if None in peaks else max(peaks)}
 
 
 @contextmanager

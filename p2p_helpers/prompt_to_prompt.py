@@ -20,7 +20,7 @@ from .inversion import Inversion
 from .models import check_prompt
 from .prompts import Prompt, Word
 from .recording import AttentionMaps, Record
-from .runtime import atomic_folder
+from .runtime import atomic_folder, memory_advice
 from .sampling import decode, generate, initial_latents
 
 __all__ = ["EditResult", "edit_prompt", "load_result"]
@@ -94,6 +94,7 @@ def _prompt(fields: dict) -> Prompt:
     return Prompt(fields["text"], tuple(fields["tokens"]), words, tuple(map(tuple, fields["spans"])))
 
 
+@memory_advice()
 def edit_prompt(pipe, source: str, target: str | Edit | Sequence[str | Edit] | None = None, *,
                 seed: int | None = None, inversion: Inversion | None = None, restore: bool = False,
                 weights: Mapping[str, float] | None = None,
@@ -139,11 +140,14 @@ def edit_prompt(pipe, source: str, target: str | Edit | Sequence[str | Edit] | N
     Raises
     ------
     ValueError
-        If a word is in none of the targets, a part of the steps lies outside [0, 1], a prompt is empty or too long, or
-        the inversion is of another prompt.
+        If a word is in none of the prompts, a part of the steps lies outside [0, 1], a prompt is empty or too long, or
+        the inversion is of another prompt, or brings its own negative prompts beside the one given.
     """
     if (seed is None) == (inversion is None):
         raise ValueError("edit_prompt takes either the seed of a picture to generate, or an inversion")
+    if negative_prompt and inversion is not None and inversion.unconditional is not None:
+        raise ValueError(f"negative_prompt {negative_prompt!r}: an inversion by {inversion.method} brings its own; take "
+                         "another method")
     if restore and (inversion is None or blend is None):
         raise ValueError("restore puts an inverted picture back outside a blend's region: give inversion and blend")
     if inversion is not None and inversion.prompt != source:
@@ -206,6 +210,9 @@ def _blend_of(edits: list[Edit], words: str | Sequence[str]) -> LocalBlend:
     """A local blend by words of the source, and in each target by those words or what takes their place."""
     words = [words] if isinstance(words, str) else list(words)
     source = edits[0].source
+    for word in words:
+        if not any(_has(prompt, word) for prompt in (source, *(edit.target for edit in edits))):
+            source.positions(word)                  # raises, and names the closest word
     entries = [[word for word in words if _has(edit.target, word)] + _replacements(edit, words) for edit in edits]
     return LocalBlend(words=[[word for word in words if _has(source, word)], *entries])
 

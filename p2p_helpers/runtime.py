@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,11 +22,14 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["Runtime", "Measurement", "setup", "detect", "quiet_libraries", "generator", "data_dir", "keep_freed_memory",
-           "measure", "atomic_write", "atomic_folder", "closest"]
+           "measure", "memory_advice", "is_out_of_memory", "atomic_write", "atomic_folder", "closest"]
 
 DEVICES = ("cuda", "npu", "mps", "cpu")
 DTYPES = ("float32", "float16", "bfloat16")
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4             # malloc.h
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")    # of cuda, npu, mps; of the CPU
+_MEMORY_ADVICE = ("no memory left. What to turn on, the first that helps: low_memory=True in load and in edit_prompt; "
+                  "a smaller size; fewer prompts (targets, pictures) at once; record=None")
 PLATFORMS = ("colab", "kaggle", "modelarts", "local")
 
 
@@ -221,6 +225,29 @@ def measure(device: str = "cpu") -> Iterator[Measurement]:
         measurement.seconds = time.perf_counter() - start
         measurement.peak_bytes = (accelerator.max_memory_allocated(device) if accelerator
                                   else _peak_of_process())
+
+
+@contextmanager
+def memory_advice() -> Iterator[None]:
+    """Say what to turn on when the block runs out of memory: the same error, with advice.
+
+    The tensors that the failed functions held are let go, so that a notebook can try again without a restart.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error) or _MEMORY_ADVICE in str(error):
+            raise
+        traceback.clear_frames(error.__traceback__)
+        raise type(error)(f"{_MEMORY_ADVICE}\n({error})") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error tells of a device's memory being full; where PyTorch has no type for it, by its words."""
+    import torch
+
+    plain = type(error) is RuntimeError and any(words in str(error) for words in _OUT_OF_MEMORY)
+    return plain or isinstance(error, torch.OutOfMemoryError)
 
 
 def _peak_of_process() -> int | None:

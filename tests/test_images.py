@@ -1,6 +1,8 @@
+import warnings
 from io import BytesIO
 from pathlib import Path
 
+import cv2
 import fsspec
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ import torch
 from PIL import Image
 
 from p2p_helpers import images
-from p2p_helpers.images import fit, load_image, save_image, to_array, to_pil, to_tensor
+from p2p_helpers.images import fit, load_image, save_image, size_for, to_array, to_pil, to_tensor
+from p2p_helpers.runtime import data_dir
 
 
 @pytest.fixture
@@ -17,6 +20,12 @@ def picture():
     array = np.zeros((40, 60, 3), np.uint8)
     array[:, :30, 0] = array[:, 30:, 2] = 255
     return Image.fromarray(array)
+
+
+@pytest.fixture
+def photo(picture):
+    """The same, large enough to be fitted: 80 high and 120 wide."""
+    return picture.resize((120, 80), Image.Resampling.NEAREST)
 
 
 def encoded(image, kind="PNG", **options):
@@ -63,9 +72,45 @@ def test_16_bit_grey_keeps_its_greys():
     assert np.asarray(load_image(data))[0, 0].tolist() == [128] * 3
 
 
-def test_cmyk_becomes_rgb():
-    data = encoded(Image.new("CMYK", (8, 8), (0, 0, 0, 0)), "JPEG")
-    assert load_image(data).getpixel((0, 0)) == (255, 255, 255)
+@pytest.mark.parametrize("channels", [3, 4])
+def test_16_bit_colours_keep_their_colours(channels):
+    color = np.array([40, 128, 200, 0][:channels], np.uint16) * 256       # blue, green, red, as OpenCV has them
+    ok, data = cv2.imencode(".png", np.broadcast_to(color, (8, 8, channels)).copy())
+    assert ok and data[24] == 16                                        # bits of a channel
+    expected = [200, 128, 40] if channels == 3 else [255] * 3           # transparent: white
+    assert np.asarray(load_image(data.tobytes()))[0, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("kind, values", [("TIFF", np.float32(.5)), ("TIFF", np.int32(128)), ("PPM", np.int32(30000))])
+def test_32_bits_have_no_white(kind, values):
+    data = encoded(Image.fromarray(np.full((8, 8), values)), kind)
+    with pytest.raises(ValueError, match="bytes given has 32 bits a pixel.*8-bit PNG"):
+        load_image(data)
+
+
+@pytest.mark.parametrize("color, expected", [((0, 0, 0, 0), (255, 255, 255)), ((0, 255, 255, 0), (255, 0, 0)),
+                                             ((255, 255, 0, 0), (0, 0, 255)), ((0, 0, 0, 255), (0, 0, 0))])
+def test_cmyk_becomes_rgb(color, expected):
+    pixel = load_image(encoded(Image.new("CMYK", (8, 8), color), "JPEG")).getpixel((0, 0))
+    assert np.allclose(pixel, expected, atol=3)         # JPEG loses some
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_the_first_frame_of_an_animation_is_taken_and_said(kind):
+    frames = [Image.new("RGB", (80, 70), color) for color in ("red", "lime", "blue")]
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+    with pytest.warns(UserWarning, match="bytes given has 3 frames; the first one is taken"):
+        pixel = load_image(data).getpixel((40, 35))
+    assert np.allclose(pixel, (255, 0, 0), atol=3)
+
+
+def test_the_preview_in_a_cameras_jpeg_is_no_animation():
+    photo, preview = Image.new("RGB", (80, 70), "red"), Image.new("RGB", (80, 70), "blue")
+    data = encoded(photo, "MPO", save_all=True, append_images=[preview])
+    assert Image.open(BytesIO(data)).n_frames == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.allclose(load_image(data).getpixel((40, 35)), (255, 0, 0), atol=3)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
@@ -88,6 +133,8 @@ def test_not_a_picture_missing_or_a_folder(tmp_path):
     (tmp_path / "a.png").write_text("<html>not found</html>")
     with pytest.raises(ValueError, match="a.png' is not a picture"):
         load_image(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="the 12 bytes given is not a picture.*HEIC has to be exported as JPEG"):
+        load_image(b"\0\0\0\x18ftypheic")
     with pytest.raises(ValueError, match="the 0 bytes given is not a picture"):
         load_image(b"")
     with pytest.raises(FileNotFoundError, match="there is no picture at .*b.png"):
@@ -116,24 +163,76 @@ def encoded_header(width, height):
             + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
 
 
-def test_fit_crops_the_centre_and_resizes(picture):
-    square = np.asarray(fit(picture, 80))
-    assert square.shape == (80, 80, 3)
-    assert square[40, 10].tolist() == [255, 0, 0] and square[40, 70].tolist() == [0, 0, 255]
-    assert np.asarray(load_image(encoded(picture), size=(16, 48))).shape == (16, 48, 3)
-    # a wide picture loses its sides, nothing is squeezed: a line 2 pixels from the side is gone
-    marked = picture.copy()
-    marked.paste((0, 255, 0), (2, 0, 4, 40))
-    assert np.asarray(fit(marked, 40))[..., 1].max() == 0
-    assert np.asarray(fit(marked, (40, 56)))[..., 1].max() > 200
+def test_fit_crops_the_centre_and_resizes(photo):
+    square = np.asarray(fit(photo, 160))
+    assert square.shape == (160, 160, 3)
+    assert square[80, 20].tolist() == [255, 0, 0] and square[80, 140].tolist() == [0, 0, 255]
+    assert np.asarray(load_image(encoded(photo), size=(32, 96))).shape == (32, 96, 3)
+    # a wide picture loses its sides, nothing is squeezed: a line 4 pixels from the side is gone
+    marked = photo.copy()
+    marked.paste((0, 255, 0), (4, 0, 8, 80))
+    assert np.asarray(fit(marked, 80))[..., 1].max() == 0
+    assert np.asarray(fit(marked, (80, 112)))[..., 1].max() > 200
+
+
+@pytest.mark.parametrize("sides", [(1, 1), (63, 200), (200, 63)])
+def test_a_picture_too_small_to_enlarge_is_refused(sides):
+    data = encoded(Image.new("RGB", sides))
+    with pytest.raises(ValueError, match=f"is {sides[1]} x {sides[0]} pixels .*too small to become 128 x 128"):
+        load_image(data, 128)
+    assert load_image(data).size == sides               # as it is, it can be had
+    assert fit(Image.new("RGB", (64, 64)), 128).size == (128, 128)
+
+
+def test_a_huge_photo_is_resized_with_a_word_about_it():
+    huge = Image.new("L", (8000, 6000), 90)
+    huge.paste(200, (0, 0, 8000, 3000))
+    data = encoded(huge, "JPEG")
+    with pytest.warns(UserWarning, match="6000 x 8000 pixels .* was resized to 96 x 128"):
+        array = np.asarray(load_image(data, (96, 128)))
+    assert np.allclose(array[[10, 85], 64, 0], [200, 90], atol=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(Image.new("L", (4000, 3000)), 128)          # what every telephone makes
+
+
+@pytest.mark.parametrize("sides, side, multiple, expected", [      # sides as Pillow has them: width, height
+    ((600, 400), 512, 64, (512, 768)), ((400, 600), 512, 64, (768, 512)), ((4032, 3024), 512, 64, (512, 704)),
+    ((512, 512), 512, 64, (512, 512)), ((600, 400), 128, 16, (128, 192)), ((451, 300), 128, 8, (128, 192)),
+    ((640, 480), 500, 8, (496, 664)), ((9000, 300), 128, 16, (128, 256)), ((300, 9000), 128, 16, (256, 128))])
+def test_size_for_keeps_the_shape(sides, side, multiple, expected):
+    image = Image.new("L", sides)
+    size = size_for(image, side, multiple)
+    assert size == expected
+    assert fit(image, size, multiple).size == size[::-1]
+
+
+def test_size_for_keeps_more_of_a_photo_than_a_square(photo):
+    photo.paste((0, 255, 0), (1, 0, 5, 80))             # near the left side: a square has lost it
+    assert np.asarray(fit(photo, size_for(photo, 80, 8)))[:, :8, 1].max() > 200
+    with pytest.raises(ValueError, match="side 48 is less than the multiple 64; take 64"):
+        size_for(photo, 48)
+
+
+def test_bundled_photos_are_small_and_have_a_licence():
+    folder = data_dir() / "photos"
+    paragraphs = [" ".join(part.split()) for part in (folder / "NOTICE").read_text().split("\n\n")]
+    names = {path.name for path in folder.iterdir()} - {"NOTICE"}
+    assert len(names) >= 3
+    for name in names:
+        image = load_image(folder / name)
+        (entry,) = [part for part in paragraphs if part.startswith(f"{name}, {image.width} x {image.height}: ")]
+        assert " By " in entry and ("CC0" in entry or "released into the public domain" in entry)
+        assert max(image.size) <= 512 and min(image.size) >= 256 and (folder / name).stat().st_size <= 100_000
+        assert np.asarray(image).std() > 20             # something is on it
 
 
 @pytest.mark.parametrize("size, message", [(100, "height 100 is not a multiple of 8; take 96 or 104"),
                                            ((64, 3), "width 3 .*take 8 or 16"), (0, "height 0")])
-def test_fit_refuses_other_sizes(picture, size, message):
+def test_fit_refuses_other_sizes(photo, size, message):
     with pytest.raises(ValueError, match=message):
-        fit(picture, size)
-    assert fit(picture, (10, 15), multiple=5).size == (15, 10)
+        fit(photo, size)
+    assert fit(photo, (10, 15), multiple=5).size == (15, 10)
 
 
 def test_tensor_range_shape_and_way_back(picture):

@@ -9,9 +9,14 @@ from PIL import Image
 
 from p2p_helpers import inversion as inv
 from p2p_helpers.blending import LocalBlend
-from p2p_helpers.inversion import Inversion, NullText, ddim_trajectory, invert, load_inversion, picture_key
+from p2p_helpers.images import to_pil
+from p2p_helpers.inversion import (Inversion, NullText, ddim_trajectory, derive, invert, load_inversion, picture_key,
+                                   reconstruct)
+from p2p_helpers.metrics import psnr
+from p2p_helpers.models import load
 from p2p_helpers.prompt_to_prompt import edit_prompt
-from p2p_helpers.sampling import encode_image, encode_prompt, generate, predict_noise
+from p2p_helpers.runtime import Measurement, Runtime
+from p2p_helpers.sampling import decode, encode_image, encode_prompt, generate, predict_noise
 from p2p_helpers.stickers import parse, render
 
 PROMPT, TARGET, STEPS = "a cat on the grass", "a dog on the grass", 6
@@ -24,9 +29,7 @@ def picture() -> Image.Image:
 
 def resampled(pipe, inversion: Inversion, guidance_scale: float) -> torch.Tensor:
     """The latents that sampling with the inversion's prompt gives."""
-    return generate(pipe, PROMPT, latents=inversion.latents, unconditional=inversion.unconditional,
-                    steps=inversion.steps, guidance_scale=guidance_scale,
-                    callback=lambda i, t, latents: inversion.put_back(i, latents)).latents
+    return reconstruct(pipe, inversion, guidance_scale).latents
 
 
 def error(pipe, inversion: Inversion, guidance_scale: float) -> float:
@@ -108,6 +111,76 @@ def test_evaluations_are_counted(tiny_pipe, picture):
     assert count == {"ddim": 4, "fixed-point": 12, "direct": 4, "null-text": 4 + 4 * (1 + 3 + 1)}
 
 
+@pytest.mark.parametrize("method", ["negative-prompt", "null-text", "direct"])
+def test_what_is_derived_is_what_invert_makes_and_costs_both(tiny_pipe, picture, method):
+    options = NullText(inner_steps=2, stop_at=0., learning_rate=.02)
+    plain = invert(tiny_pipe, picture, PROMPT, "ddim", steps=3, guidance_scale=4.)
+    tiny_pipe.scheduler.set_timesteps(7)            # as another run leaves it
+    made = derive(tiny_pipe, plain, method, null_text=options)
+    whole = invert(tiny_pipe, picture, PROMPT, method, steps=3, guidance_scale=4., null_text=options)
+    assert torch.equal(made.trajectory, plain.trajectory) and torch.equal(made.trajectory, whole.trajectory)
+    assert (made.method, made.prompt, made.settings) == (whole.method, whole.prompt, whole.settings)
+    assert (made.unconditional is None) == (method == "direct")
+    assert method == "direct" or torch.equal(made.unconditional, whole.unconditional)
+    assert made.cost["unet_evaluations"] == whole.cost["unet_evaluations"]
+    assert made.cost["seconds"] > plain.cost["seconds"]
+
+
+def test_only_ddim_inversions_are_made_into_others(tiny_pipe, picture):
+    fixed = invert(tiny_pipe, picture, PROMPT, "fixed-point", steps=2)
+    with pytest.raises(ValueError, match="derived from an inversion by 'ddim', not by 'fixed-point'"):
+        derive(tiny_pipe, fixed, "direct")
+    with pytest.raises(ValueError, match="method 'fixed-point' is not derived"):
+        derive(tiny_pipe, fixed, "fixed-point")
+
+
+def test_peak_memory_is_told_of_every_method_and_kept(tiny_pipe, picture, tmp_path, monkeypatch):
+    class Peaks:
+        """`runtime.measure`, with peaks that are known."""
+        given = iter([5, 3, 5, 8, None, 8])
+
+        def __init__(self, device):
+            self.measurement = Measurement(1., next(self.given), device)
+
+        def __enter__(self):
+            return self.measurement
+
+        def __exit__(self, *error):
+            pass
+
+    monkeypatch.setattr(inv, "measure", Peaks)
+    peaks = [invert(tiny_pipe, picture, PROMPT, method, steps=1) for method in ("direct", "direct", "negative-prompt")]
+    assert [inversion.cost["peak_bytes"] for inversion in peaks] == [5, 8, None]        # of both halves
+    assert load_inversion(peaks[1].save(tmp_path / "kept")).cost["peak_bytes"] == 8
+    monkeypatch.undo()
+    assert invert(tiny_pipe, picture, PROMPT, "ddim", steps=1).cost["peak_bytes"] > 2**26   # of this whole process
+
+
+def test_a_reconstruction_is_measured_against_what_the_autoencoder_makes_of_the_picture(sticker_pipe, picture):
+    inversion = invert(sticker_pipe, picture, PROMPT, "ddim", steps=STEPS, guidance_scale=3.)
+    made = reconstruct(sticker_pipe, inversion, picture=picture)
+    (again,) = to_pil(decode(sticker_pipe, encode_image(sticker_pipe, [picture])))
+    assert np.array_equal(made.reachable, again)
+    assert made.psnr == psnr(made.image, again) and made.bound == psnr(again, picture)
+    assert np.array_equal(made.image, to_pil(decode(sticker_pipe, made.latents))[0])
+    assert torch.equal(made.latents, resampled(sticker_pipe, inversion, 3.))            # the inversion's own guidance
+    other = reconstruct(sticker_pipe, inversion, 1.)
+    assert other.bound is None and other.psnr > made.psnr
+    with pytest.raises(ValueError, match="give the picture as it was given to invert"):
+        reconstruct(sticker_pipe, inversion, picture=picture.rotate(90))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_null_text_optimises_in_float32_whatever_the_model_computes_in(tiny_folder, picture, dtype):
+    pipe = load(tiny_folder, runtime=Runtime("cpu", dtype, "local", 0))
+    pipe.set_progress_bar_config(disable=True)
+    inversion = invert(pipe, picture, PROMPT, "null-text", steps=2,
+                       null_text=NullText(inner_steps=3, stop_at=0.))
+    found = inversion.unconditional
+    assert pipe.unet.dtype == dtype and found.dtype == torch.float32 and found.isfinite().all()
+    assert (found.to(dtype).float() != found).any()         # what the model's own numbers cannot hold
+
+
 @pytest.mark.parametrize("method", ["direct", "negative-prompt"])
 def test_an_inverted_picture_is_edited_in_one_call(sticker_pipe, picture, method):
     inversion = invert(sticker_pipe, picture, PROMPT, method, steps=STEPS)
@@ -151,6 +224,9 @@ def test_bad_input(tiny_pipe, picture, tmp_path):
         invert(tiny_pipe, picture, " ")
     with pytest.raises(ValueError, match="made with 'a cat on the grass', not with the source"):
         edit_prompt(tiny_pipe, TARGET, PROMPT, inversion=invert(tiny_pipe, picture, PROMPT, steps=2))
+    negative = invert(tiny_pipe, picture, PROMPT, "negative-prompt", steps=2)
+    with pytest.raises(ValueError, match="negative_prompt 'fog': an inversion by negative-prompt brings its own"):
+        edit_prompt(tiny_pipe, PROMPT, TARGET, inversion=negative, negative_prompt="fog")
     with pytest.raises(ValueError, match="either the seed .* or an inversion"):
         edit_prompt(tiny_pipe, PROMPT, TARGET)
     with pytest.raises(FileNotFoundError, match="settings.json"):

@@ -2,8 +2,11 @@ import os
 import random
 import subprocess
 import sys
+import tomllib
 import types
 import warnings
+import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ import torch
 
 from p2p_helpers import runtime
 from p2p_helpers.runtime import (Runtime, atomic_folder, atomic_write, data_dir, detect, generator, measure,
-                                 setup)
+                                 memory_advice, setup)
 
 
 @pytest.fixture(autouse=True)
@@ -134,6 +137,53 @@ def test_measure_counts_time_and_memory_even_when_the_block_fails():
         1 / 0
     assert cost.seconds > 0 and cost.peak_bytes > block.nbytes
     assert cost.report().startswith(f"time {cost.seconds:.2f} s, memory {cost.peak_bytes / 2**20:.0f} MiB")
+
+
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("NPU out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 5.10 GB)"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried ...")])
+def test_no_memory_left_says_what_to_turn_on(error):
+    with pytest.raises(type(error)) as raised, memory_advice(), memory_advice():
+        raise error
+    said = str(raised.value)
+    assert type(raised.value) is type(error) and str(error) in said
+    for advice in ("low_memory=True in load and in edit_prompt", "a smaller size", "fewer prompts"):
+        assert said.count(advice) == 1
+
+
+def test_a_real_lack_of_memory_is_recognised():
+    with pytest.raises(RuntimeError, match="What to turn on"), memory_advice():
+        torch.empty(2**50)
+
+
+def test_tensors_of_a_failed_block_are_let_go():
+    alive = []
+
+    def fill():
+        activation = torch.zeros(8)
+        alive.append(weakref.ref(activation))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(torch.OutOfMemoryError) as raised, memory_advice():
+        fill()
+    assert raised.value.__cause__ is not None and alive[0]() is None
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), ValueError("out of memory"), KeyboardInterrupt()])
+def test_other_errors_get_no_advice(error):
+    with pytest.raises(type(error)) as raised, memory_advice():
+        raise error
+    assert raised.value is error
+
+
+def test_the_wheel_carries_the_data_that_the_package_reads():
+    """All of data/ but what only tests and the README read stands in pyproject.toml, where data_dir looks for it."""
+    root = Path(__file__).resolve().parent.parent
+    project = tomllib.loads((root / "pyproject.toml").read_text())
+    carried = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert carried == {f"data/{name}": f"p2p_helpers/_data/{name}" for name in ("models", "photos", "stickers")}
+    assert {path.name for path in (root / "data").iterdir()} - {"measured"} == {Path(path).name for path in carried}
 
 
 def test_atomic_write_replaces_only_on_success(tmp_path):
