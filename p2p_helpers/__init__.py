@@ -7,7 +7,8 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
 _HOMES = {"setup": "runtime", "measure": "runtime", "load": "models", "load_image": "images", "generate": "sampling",
-          "initial_latents": "sampling", "invert": "inversion",
+          "initial_latents": "sampling", "invert": "inversion", "reconstruct": "inversion",
+          "SoftMask": "masks", "estimate_mask": "diffedit", "fast_diffedit": "diffedit",
           "swap": "edits", "refine": "edits", "mix": "edits", "reweight": "edits", "explain_edit": "edits",
           "control": "attention", "Record": "recording", "LocalBlend": "blending", "edit_prompt": "prompt_to_prompt",
           "Scene": "stickers", "Thing": "stickers", "caption": "stickers", "parse": "stickers", "render": "stickers",

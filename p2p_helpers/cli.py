@@ -111,13 +111,14 @@ def _fitted(pipe, options: argparse.Namespace):
 def _inverted(pipe, picture, options: argparse.Namespace):
     """The inversion kept in the folder if it is of this picture and these settings, else a new one, kept at once."""
     from .inversion import invert, load_inversion, picture_key
+    from .models import model_key
 
     method, folder = options.inversion or "direct", options.out / "inversion"
     settings = {"steps": options.steps, "guidance_scale": options.guidance, "inversion_guidance_scale": 1.}
     if folder.is_dir():
         try:
             kept = load_inversion(folder, picture=picture_key(picture), prompt=options.source, method=method,
-                                  model=Path(pipe.config._name_or_path).name, **settings)
+                                  model=model_key(pipe), **settings)
             print(f"the inversion in {folder} fits and is used again\n")
             return kept
         except (ValueError, FileNotFoundError) as error:

@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 
 from .images import to_array, to_pil
 from .metrics import psnr
-from .models import check_prompt
-from .runtime import atomic_folder, closest, measure
+from .models import check_prompt, model_key
+from .runtime import atomic_folder, closest, measure, memory_advice
 from .sampling import (alpha_bar, count_evaluations, ddim_step, decode, encode_image, encode_prompt, generate, guide,
                        predict_noise, previous_timestep, sampling_timesteps)
 
@@ -135,6 +135,7 @@ class Reconstruction:
     bound: float | None             # dB of reachable against the picture itself: what no inversion gets beyond
 
 
+@memory_advice()
 def reconstruct(pipe, inversion: Inversion, guidance_scale: float | None = None, picture=None) -> Reconstruction:
     """Sample from an inversion with its own prompt, and compare with the picture as the autoencoder decodes it.
 
@@ -174,6 +175,7 @@ def picture_key(image) -> str:
 # ---- the methods ----------------------------------------------------------------------------------------------------
 
 
+@memory_advice()
 def invert(pipe, image, prompt: str, method: str = "direct", *, steps: int = 50, guidance_scale: float = 7.5,
            inversion_guidance_scale: float = 1., fixed_point_steps: int = 5,
            null_text: NullText = NullText()) -> Inversion:
@@ -206,7 +208,7 @@ def invert(pipe, image, prompt: str, method: str = "direct", *, steps: int = 50,
     if method not in METHODS:
         raise ValueError(f"method {method!r} is unknown; {closest(method, METHODS)}")
     check_prompt(pipe, prompt)
-    settings = {"picture": picture_key(image), "model": Path(pipe.config._name_or_path).name, "steps": steps,
+    settings = {"picture": picture_key(image), "model": model_key(pipe), "steps": steps,
                 "guidance_scale": guidance_scale, "inversion_guidance_scale": inversion_guidance_scale}
     if method == "fixed-point":
         settings["fixed_point_steps"] = fixed_point_steps
@@ -218,6 +220,7 @@ def invert(pipe, image, prompt: str, method: str = "direct", *, steps: int = 50,
     return walked if walked.method == method else derive(pipe, walked, method, null_text=null_text)
 
 
+@memory_advice()
 def derive(pipe, inversion: Inversion, method: str, *, null_text: NullText = NullText()) -> Inversion:
     """Make another method's inversion of a "ddim" one, whose trajectory it shares: what `invert` would have made.
 
@@ -310,7 +313,7 @@ def _null_text(pipe, inversion: Inversion, settings: NullText) -> torch.Tensor:
             found.append(embedding)
     if failed:
         warnings.warn(f"null-text optimisation did not lower the loss at steps {failed}; the best embedding was kept. "
-                      "Lower NullText.learning_rate", stacklevel=4)
+                      "Lower NullText.learning_rate", stacklevel=5)
     return torch.cat(found)
 
 

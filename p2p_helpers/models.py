@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 __all__ = ["Checkpoint", "CHECKPOINTS", "load", "prompt_length", "image_size", "check_prompt", "check_size",
-           "save_legacy", "write_checksums", "verify_checksums"]
+           "model_key", "save_legacy", "write_checksums", "verify_checksums"]
 
 
 @dataclass(frozen=True)
@@ -223,6 +223,13 @@ def verify_weights(folder: Path) -> None:
         except SafetensorError as error:
             raise ValueError(f"the weight file {file} is damaged or cut short ({error}); "
                              "copy or download it again") from error
+
+
+def model_key(pipe: DiffusionPipeline) -> str:
+    """A short name for a pipeline: that of its folder, and some digits of its UNet's weights as float16."""
+    ends = (pipe.unet.conv_in.weight, pipe.unet.conv_out.weight)
+    weights = b"".join(end.detach().cpu().half().numpy().tobytes() for end in ends)
+    return f"{Path(pipe.config._name_or_path).name}:{hashlib.sha256(weights).hexdigest()[:8]}"
 
 
 def write_checksums(folder: str | os.PathLike) -> Path:

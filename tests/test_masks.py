@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from p2p_helpers import viz
 from p2p_helpers.masks import THRESHOLDS, SoftMask, as_mask, threshold_of
 from p2p_helpers.metrics import mask_iou
 
@@ -149,3 +150,10 @@ def test_an_empty_or_full_mask_is_told_of():
         SoftMask(torch.zeros(2, 2), "a drawing").check("draw something")
     with pytest.warns(UserWarning, match="covers 100% of the picture"):
         SoftMask(torch.ones(2, 2)).check("draw less")
+
+
+def test_figures_take_masks():
+    picture = np.full((72, 72, 3), 200, np.uint8)
+    hard, soft = viz.overlay(picture, square()), viz.overlay(picture, square().smooth(1.))
+    assert np.array_equal(hard, viz.overlay(picture, square().values.bool())) and not np.array_equal(hard, soft)
+    assert np.array_equal(soft, viz.overlay(picture, square().smooth(1.).values))

@@ -8,13 +8,25 @@ ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_script_runs_and_prints_what_it_says(capsys):
-    [script] = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+def printed(number: int, capsys) -> list[str]:
+    """What the README's script of that number prints."""
+    script = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)[number]
     assert len(script.splitlines()) <= 10
     exec(compile(script, "README.md", "exec"), {})
-    scores, shape = capsys.readouterr().out.splitlines()
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_script_runs_and_prints_what_it_says(capsys):
+    scores, shape = printed(0, capsys)
     assert {"object", "colour", "place"} <= eval(scores).keys()
     assert shape == "torch.Size([16, 16]) pixels of a map"
+
+
+def test_the_script_for_a_given_picture_edits_it(capsys):
+    [line] = printed(1, capsys)
+    scores, _, share = line.rpartition("} ")
+    assert eval(scores + "}") == {"object": 100, "count": 100, "colour": 100, "place": 100, "style": 100}
+    assert 3 < int(share.partition("%")[0]) < 50
 
 
 def test_links_lead_to_files():

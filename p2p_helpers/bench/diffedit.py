@@ -195,7 +195,8 @@ def summary(measured: Mapping, seconds: Mapping[str, Sequence[float]]) -> dict:
                "background_gap_db": gap("gap"), "background_gap_decoded_db": gap("gap_decoded")}
     by_edit = {edit: {name: middle(name, edit) for name in ("full", "fast", "limit")}
                for edit in dict.fromkeys(row["edit"] for row in rows)}
-    held = {name: figures[name] >= bar if sign == ">=" else figures[name] <= bar for name, (sign, bar) in BARS.items()}
+    held = {name: bool(figures[name] >= bar if sign == ">=" else figures[name] <= bar)
+            for name, (sign, bar) in BARS.items()}
     return {**figures, "held": held, "by_edit": by_edit, "cuts": measured["cuts"], "pictures": len(rows),
             "full_pictures": sum("full" in row for row in rows),
             "seconds": {name: round(median(found), 3) for name, found in seconds.items()}}
