@@ -13,9 +13,11 @@ import torch
 from PIL import Image
 
 from p2p_helpers.bench import control as bench
+from p2p_helpers.bench import cases
 from p2p_helpers.bench import inversion as bench_inversion
 from p2p_helpers.bench.__main__ import main
-from p2p_helpers.bench.inversion import Case, Settings, bars, case, edit_all, means, measure, summary, table
+from p2p_helpers.bench.cases import Case, case
+from p2p_helpers.bench.inversion import Settings, bars, edit_all, means, measure, summary, table
 from p2p_helpers.bench.timing import clock_of, exact_memory, interleaved, ratio
 from p2p_helpers.images import to_pil
 from p2p_helpers.inversion import METHODS, invert, reconstruct
@@ -225,7 +227,7 @@ CHANGES = {"object": ("a red cat on the grass", "a red dog on the grass", ("cat"
            "place": ("a red cat on the grass", "a red cat on the beach", ("grass", "beach"))}
 
 
-def small_case(settings, index):
+def small_case(seed, index, **options):
     """A picture in words that the tiny model has tokens for."""
     edit = list(CHANGES)[index % 3]
     source, target, words = CHANGES[edit]
@@ -246,7 +248,7 @@ def measured(pipe, work, pictures=2, edit_pictures=2, null_text_pictures=1, sett
 
 def test_cases_are_held_out_scenes_with_an_edit_that_can_be_seen():
     for index in (*range(24), 68, 125):         # of the last two a first draw puts rain or fog on a table
-        asked = case(Settings(), index)
+        asked = case(2026, index)
         before, after = parse(asked.source), parse(asked.target)
         assert asked.edit == ("object", "colour", "place")[index % 3]
         changed = {"object": before.things[0].kind != after.things[0].kind,
@@ -261,21 +263,22 @@ def test_cases_are_held_out_scenes_with_an_edit_that_can_be_seen():
 
 
 def test_a_scene_is_drawn_again_until_its_edit_can_be_seen(monkeypatch):
-    monkeypatch.setattr(bench_inversion, "_VISIBLE", .3)
-    for asked in (case(Settings(), index) for index in range(4)):
+    monkeypatch.setattr(cases, "_VISIBLE", .3)
+    for asked in (case(2026, index) for index in range(4)):
         pair = (np.asarray(picture, int) for picture in (asked.image, asked.counterfactual))
         assert (np.abs(np.subtract(*pair)) > 16).any(-1).mean() >= .3
 
 
 def test_a_case_is_that_of_its_index_and_seed():
-    one, again, other = case(Settings(), 4), case(Settings(steps=3), 4), case(Settings(seed=1), 4)
+    one, again, other = case(2026, 4), case(2026, 4), case(1, 4)
     assert (one.source, one.target) == (again.source, again.target) and np.array_equal(one.image, again.image)
     assert not np.array_equal(one.image, other.image)
+    assert [case(2026, index, edits=("colour", "object")).edit for index in range(3)] == ["colour", "object", "colour"]
 
 
 @pytest.mark.parametrize("method", ["direct", "negative-prompt"])
 def test_one_batch_holds_what_every_editor_makes_alone(sticker_pipe, method):
-    asked = small_case(SMALL, 0)
+    asked = small_case(0, 0)
     inversion = invert(sticker_pipe, asked.image, asked.source, method, steps=3, guidance_scale=3.)
     batch = edit_all(sticker_pipe, inversion, asked, 3.).latents
     options = dict(inversion=inversion, guidance_scale=3., record=None)
@@ -316,7 +319,7 @@ def test_every_method_and_editor_has_its_columns_and_its_price(tiny_pipe, small,
 
 
 def test_figures_are_those_of_the_pictures(tiny_pipe, small, tmp_path):
-    asked = small_case(SMALL, 0)
+    asked = small_case(0, 0)
     rows = measured(tiny_pipe, tmp_path / "work.jsonl", 1, 1, 0, methods=["ddim"])
     found = {row["editor"]: row for row in rows}
     inversion = invert(tiny_pipe, asked.image, asked.source, "ddim", steps=2, guidance_scale=3.)

@@ -25,7 +25,7 @@ from ..metrics import background_psnr, psnr, ssim
 from ..sampling import Generation, count_evaluations, decode, encode_image, generate
 from ..stickers.agreement import agreement
 from ..stickers.oracle import read
-from .cases import Case, case
+from .cases import EDITS, Case, case
 from .timing import clock_of
 from .work import append, fingerprints, open_work
 
