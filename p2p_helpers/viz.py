@@ -189,6 +189,8 @@ def curve(x, ys: Sequence, labels: Sequence[str] | None = None, xlabel: str = ""
                   label=None if labels is None else labels[i])
     if log:
         axes.set_yscale("log")
+    if (x == x.round()).all():
+        axes.xaxis.get_major_locator().set_params(integer=True)     # no half steps
     axes.grid(color="#e5e5e5", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     if labels is not None:
