@@ -56,6 +56,9 @@ class Difference:
         if not 0 < self.strength < 1:
             raise ValueError(f"strength {self.strength!r} of the mask must lie between 0 and 1: without noise there is "
                              "nothing to predict, in noise alone nothing of the picture; .5 is usual")
+        if self.guidance_scale == 0 and self.method != "fast":
+            raise ValueError("guidance_scale 0 of the mask leaves both captions out, so that nothing differs; 7.5 is "
+                             "usual")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .images import to_array, to_pil
@@ -41,7 +42,7 @@ class NullText:
     """Settings of null-text optimisation, as in Mokady et al. 2022 (arXiv:2211.09794) and Google's notebook."""
 
     inner_steps: int = 10               # at most, per timestep
-    learning_rate: float = 1e-2         # falls by 1 % of itself with every timestep
+    learning_rate: float = 1e-2         # falls by 1 % of it with every timestep, and no further than to 1 %
     stop_at: float = 1e-5               # loss; rises by 2e-5 with every timestep
 
 
@@ -106,7 +107,7 @@ def load_inversion(folder: str | os.PathLike, **expected) -> Inversion:
     FileNotFoundError
         If the folder holds no inversion.
     ValueError
-        If one of `expected` differs; the message names it.
+        If one of `expected` differs, which the message names, or the tensors are damaged.
     """
     folder = Path(folder)
     if not (folder / "settings.json").is_file():
@@ -119,7 +120,11 @@ def load_inversion(folder: str | os.PathLike, **expected) -> Inversion:
         if known[name] != value:
             raise ValueError(f"the inversion in {folder.name!r} was made with {name} {known[name]!r}, not {value!r}; "
                              "invert the picture again")
-    tensors = load_file(folder / "inversion.safetensors")
+    try:
+        tensors = load_file(folder / "inversion.safetensors")
+    except SafetensorError as error:
+        raise ValueError(f"inversion.safetensors in {folder.name!r} is damaged ({error}); "
+                         "invert the picture again") from error
     return Inversion(described["method"], described["prompt"], tensors["trajectory"], tensors.get("unconditional"),
                      described["settings"], described["cost"])
 
@@ -305,7 +310,7 @@ def _null_text(pipe, inversion: Inversion, settings: NullText) -> torch.Tensor:
             goal = inversion.after(i)
             step = _guided_step(pipe, latents, t, conditional, inversion.settings["guidance_scale"])
             embedding, improved = _optimise(lambda e: (step(e) - goal).square().mean(), embedding,
-                                            settings.learning_rate * (1 - i / 100), settings.stop_at + i * 2e-5,
+                                            settings.learning_rate * max(1 - i / 100, .01), settings.stop_at + i * 2e-5,
                                             settings.inner_steps)
             failed += [] if improved else [i]
             with torch.no_grad():

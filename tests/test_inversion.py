@@ -93,6 +93,14 @@ def test_null_text_that_diverges_keeps_the_best_and_says_so(tiny_pipe, picture):
     assert inversion.unconditional.isfinite().all()
 
 
+def test_the_learning_rate_stays_above_zero_in_long_schedules(tiny_pipe, picture, monkeypatch):
+    """Google's 1 - i / 100 becomes negative."""
+    rates = []
+    monkeypatch.setattr(inv, "_optimise", lambda loss_of, start, rate, *rest: (rates.append(rate) or start, True))
+    invert(tiny_pipe, picture, PROMPT, "null-text", steps=125)
+    assert rates[0] == 1e-2 and rates[50] == pytest.approx(5e-3) and rates[110:] == [pytest.approx(1e-4)] * 15
+
+
 def test_ctrl_c_in_mid_optimisation_leaves_the_unet_as_it_was(tiny_pipe, picture, monkeypatch):
     def interrupted(*arguments):
         raise KeyboardInterrupt
@@ -231,6 +239,10 @@ def test_bad_input(tiny_pipe, picture, tmp_path):
         edit_prompt(tiny_pipe, PROMPT, TARGET)
     with pytest.raises(FileNotFoundError, match="settings.json"):
         load_inversion(tmp_path)
+    tensors = negative.save(tmp_path / "cut") / "inversion.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="inversion.safetensors in 'cut' is damaged"):
+        load_inversion(tmp_path / "cut")
 
 
 def test_restoring_keeps_the_picture_where_the_source_has_drifted(sticker_pipe, picture):
