@@ -1,8 +1,11 @@
 """The README's example runs, and its links and table of notebooks are true."""
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+
+from p2p_helpers.inversion import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -38,3 +41,30 @@ def test_every_notebook_stands_in_the_table():
     assert [path.name for path in sorted((ROOT / "notebooks").glob("*.ipynb")) if path.name not in TEXT] == []
     for path, minutes in re.findall(r"\((notebooks/\w+\.ipynb)\) \| (\d+) \|", TEXT):
         assert f"{minutes} minutes" in (ROOT / path).read_text(encoding="utf-8"), path
+
+
+def measured(name: str) -> dict:
+    return json.loads((ROOT / "data" / "measured" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_figures_of_inversions_are_those_measured():
+    rows = {(row["method"], row["editor"]): row for row in measured("inversion")["rows"]}
+    assert f"{rows['', 'unchanged']['counterfactual_rmse']:.1f} for the picture left as it is" in TEXT
+    for method in METHODS:
+        again = [f"{rows[method, editor]['psnr']:.1f}" if (method, editor) in rows else ""
+                 for editor in ("none, guidance 1", "none")]
+        edits = [f"{row['background_psnr']:.1f}, {row['counterfactual_rmse']:.1f}, {100 * row['oracle_success']:.0f}"
+                 for row in (rows[method, editor] for editor in ("p2p", "p2p+blend", "direct sampling"))]
+        price = [f"{rows[method, 'p2p+blend'][name]:.0f}" for name in ("unet_evaluations", "seconds")]
+        assert "| " + " | ".join([method, *again, *edits, *price]) + " |" in TEXT
+
+
+def test_figures_of_masks_are_those_measured():
+    found = measured("diffedit")
+    for name, overall, cells in (("full", "full", [1000, f"{found['seconds']['full']:.1f}"]),
+                                 ("fast", "fast", [40, f"{found['seconds']['fast']:.1f}"]),
+                                 ("limit", "grid_limit", ["", ""])):
+        ious = [found[f"mask_iou_{overall}"], *(found["by_edit"][edit][name] for edit in ("object", "colour"))]
+        assert " | ".join([*map(str, cells), *(f"{iou:.2f}" for iou in ious)]) + " |" in TEXT
+    assert f"{-found['background_gap_db']:.0f} dB above" in TEXT
+    assert f"{found['background_gap_decoded_db']:.1f} dB below" in TEXT
