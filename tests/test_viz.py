@@ -101,6 +101,12 @@ def test_heatmap_and_curve_carry_labels_and_values():
     assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_yscale()) == ("step", "error", "log")
 
 
+def test_a_curve_over_whole_numbers_has_no_ticks_between_them():
+    ticks = viz.curve(range(1, 21), [range(20)]).axes[0].get_xticks()
+    assert len(ticks) > 3 and (ticks == ticks.round()).all()
+    assert (viz.curve([0., .5, 1.], [[1, 2, 3]]).axes[0].get_xticks() % 1).any()
+
+
 def test_show_displays_one_png_and_nothing_else(monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", lambda thing: shown.append(thing))
