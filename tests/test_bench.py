@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from p2p_helpers.bench import control as bench
 from p2p_helpers.bench import cases
+from p2p_helpers.bench import control as bench
 from p2p_helpers.bench import inversion as bench_inversion
 from p2p_helpers.bench.__main__ import main
 from p2p_helpers.bench.cases import Case, case

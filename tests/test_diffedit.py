@@ -227,7 +227,8 @@ def test_bad_input(tiny_pipe, picture, options, message):
 
 @pytest.mark.parametrize("settings, message", [
     (dict(strength=0), "strength 0 of the mask"), (dict(strength=1), "in noise alone nothing of the picture"),
-    (dict(noises=0), "noises 0"), (dict(guidance_scale=0), "leaves both captions out"), (dict(method="onestep"), "did you mean 'one_step'")])
+    (dict(noises=0), "noises 0"), (dict(guidance_scale=0), "leaves both captions out"),
+    (dict(method="onestep"), "did you mean 'one_step'")])
 def test_bad_settings_of_a_mask(settings, message):
     with pytest.raises(ValueError, match=message):
         Difference(**settings)
